@@ -1,0 +1,81 @@
+//! Backends: each a function from this node and its peers to the kernel state
+//! that joins them. No clock, no I/O, no async.
+
+mod host_gw;
+mod vxlan;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use thiserror::Error;
+
+use crate::desired::{Desired, Ownership};
+use crate::model::{ConfigError, Family, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
+
+/// What a backend needs to know of the node it runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The link that traffic between nodes leaves by.
+    pub uplink: IfName,
+    pub uplink_mtu: u32,
+    /// The uplink's own address.
+    pub address: PerFamily<IpAddr>,
+    /// The address peers reach this node at: published, and the tunnel's source.
+    pub public_ip: PerFamily<IpAddr>,
+    /// Prefixes on the uplink itself: peers inside one need no gateway
+    /// (DirectRouting).
+    pub on_link: Vec<IpNetwork>,
+}
+
+/// What makes a node the same node after a restart or the loss of its device.
+/// Found once: stored lease, then existing device, then new.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// The VTEP's MAC, by family: each family has a tunnel device of its own.
+    pub mac: PerFamily<Mac>,
+}
+
+/// The other nodes' leases; never holds our own.
+pub type Peers = BTreeMap<SubnetKey, LeaseAttrs>;
+
+/// Why a peer's lease is left out. It never harms another peer.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("lease {key}: {reason}")]
+pub struct Rejected {
+    pub key: SubnetKey,
+    pub reason: String,
+}
+
+/// A way to carry packets between nodes.
+pub trait Backend: Send + Sync + std::fmt::Debug {
+    /// `BackendType` of the leases this backend reads and writes.
+    fn kind(&self) -> &'static str;
+
+    /// What this node publishes.
+    fn attrs(&self, node: &Node, id: &Identity) -> LeaseAttrs;
+
+    /// The MTU that containers may use (`FLANNEL_MTU`).
+    fn mtu(&self, node: &Node) -> u32;
+
+    /// Tunnel devices of ours, by family: where a device's MAC is this node's
+    /// identity, the daemon looks there for it.
+    fn devices(&self, families: &[Family]) -> PerFamily<IfName>;
+
+    /// The VTEP MAC that a lease publishes, by family, if it does.
+    fn published_identity(&self, attrs: &LeaseAttrs) -> Identity;
+
+    /// The kernel state that joins `own` to `peers`, and the peers left out.
+    fn desired(&self, node: &Node, id: &Identity, own: &SubnetKey, peers: &Peers)
+    -> (Desired, Vec<Rejected>);
+
+    /// What of the kernel's state is this backend's to remove.
+    fn ownership(&self, config: &NetworkConfig) -> Ownership;
+}
+
+/// The backend that `config` names, its options parsed. `tx_checksum_off`
+/// switches the tunnel's tx-checksum offload off (see docs: wrong UDP checksums).
+pub fn from_config(config: &NetworkConfig, tx_checksum_off: bool) -> Result<Box<dyn Backend>, ConfigError> {
+    let _ = (config, tx_checksum_off);
+    Err(ConfigError::Json(String::new()))
+}

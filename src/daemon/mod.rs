@@ -1,0 +1,1 @@
+//! Composition: config, lease, reconciler, readiness, drain.

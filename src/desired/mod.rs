@@ -1,0 +1,156 @@
+//! The kernel state this node should have, what it has, and the plan that
+//! leads from one to the other. Pure.
+//!
+//! Everything is a sorted map keyed as the kernel keys it, so that a diff is
+//! one walk and two states compare by `==`.
+
+mod diff;
+mod ownership;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{Family, IfName, Mac};
+
+pub use diff::{Op, Plan, diff};
+pub use ownership::{NEXTHOP_IDS, Ownership, ROUTE_PROTOCOL};
+
+/// The state of the kernel that the fabric wants on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    pub links: BTreeMap<IfName, LinkSpec>,
+    /// Addresses of our links. Others of the same family, but for link-local
+    /// ones, are removed from a link that is in `links`.
+    pub addresses: BTreeSet<(IfName, IpNetwork)>,
+    /// Permanent neighbours, keyed as the kernel keys them.
+    pub neighbours: BTreeMap<(IfName, IpAddr), Mac>,
+    /// VXLAN forwarding entries: the VTEP behind a MAC.
+    pub fdb: BTreeMap<(IfName, Mac), IpAddr>,
+    /// Routes of the main table with the default metric, by destination. Next
+    /// hops are named by value; whether they become nexthop objects is up to
+    /// `diff`, which knows what the kernel has.
+    pub routes: BTreeMap<IpNetwork, Nexthop>,
+    /// Files below `/proc/sys`, without that prefix.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A tunnel device of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkSpec {
+    pub mac: Mac,
+    pub mtu: u32,
+    pub kind: LinkKind,
+    /// Leave UDP and TCP checksums to the device (`ethtool -K … tx-checksum-ip-generic`).
+    /// `None` leaves the kernel's default.
+    pub tx_checksum: Option<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    Vxlan(VxlanSpec),
+}
+
+/// What `IFLA_VXLAN_*` sets (linux/if_link.h). A device that differs in any of
+/// these but `learning` cannot be changed: it is made anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanSpec {
+    pub vni: u32,
+    /// The link whose address is the tunnel's source.
+    pub underlay: IfName,
+    pub local: IpAddr,
+    /// 0 leaves the kernel's default, 8472.
+    pub port: u16,
+    pub learning: bool,
+    pub gbp: bool,
+}
+
+/// Where a route leads. The key of a nexthop object, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nexthop {
+    pub dev: IfName,
+    pub via: IpAddr,
+    /// The gateway is on the link although no address of the link says so
+    /// (`RTNH_F_ONLINK`).
+    pub onlink: bool,
+}
+
+/// The part of the kernel's state that `diff` looks at: whatever could be ours
+/// or stand in our way, and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Links that matter: of our names, and the underlay.
+    pub links: BTreeMap<IfName, ObservedLink>,
+    /// Addresses of the links in `links`.
+    pub addresses: BTreeSet<(IfName, IpNetwork)>,
+    /// Permanent neighbours of our links.
+    pub neighbours: BTreeMap<(IfName, IpAddr), Mac>,
+    /// FDB entries with a destination on our links. The kernel allows several
+    /// destinations for one MAC.
+    pub fdb: BTreeMap<(IfName, Mac), BTreeSet<IpAddr>>,
+    /// Every nexthop object of the namespace: ids are one number space.
+    pub nexthops: BTreeMap<u32, ObservedNexthop>,
+    /// Unicast routes of the main table with the default metric, by destination.
+    pub routes: BTreeMap<IpNetwork, ObservedRoute>,
+    pub sysctls: BTreeMap<String, String>,
+    /// The kernel has nexthop objects (Linux 5.3).
+    pub nexthop_objects: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedLink {
+    pub index: u32,
+    pub mac: Option<Mac>,
+    pub mtu: u32,
+    pub up: bool,
+    /// What it is, where that is a kind we make.
+    pub kind: Option<LinkKind>,
+    /// `None` where it was not asked for or cannot be said.
+    pub tx_checksum: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedNexthop {
+    /// `None` for groups, blackholes and whatever else is not ours to know.
+    pub nexthop: Option<Nexthop>,
+    pub protocol: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedRoute {
+    /// `None` where the route has several next hops, no gateway or no device.
+    pub nexthop: Option<Nexthop>,
+    /// The nexthop object it uses; 0 for none.
+    pub nexthop_id: u32,
+    pub protocol: u8,
+}
+
+impl Desired {
+    /// The part of it that belongs to one family: what a single-stack node
+    /// would want. Links are kept where something of that family is on them.
+    pub fn only(&self, family: Family) -> Desired {
+        let is = |addr: &IpAddr| Family::of(*addr) == family;
+        Desired {
+            links: self
+                .links
+                .iter()
+                .filter(|(_, link)| {
+                    let LinkKind::Vxlan(vxlan) = &link.kind;
+                    is(&vxlan.local)
+                })
+                .map(|(name, link)| (*name, link.clone()))
+                .collect(),
+            addresses: self.addresses.iter().filter(|(_, net)| is(&net.ip())).copied().collect(),
+            neighbours: self.neighbours.iter().filter(|((_, ip), _)| is(ip)).map(|(k, v)| (*k, *v)).collect(),
+            fdb: self.fdb.iter().filter(|(_, dst)| is(dst)).map(|(k, v)| (*k, *v)).collect(),
+            routes: self.routes.iter().filter(|(dst, _)| is(&dst.ip())).map(|(k, v)| (*k, *v)).collect(),
+            sysctls: self
+                .sysctls
+                .iter()
+                .filter(|(key, _)| key.starts_with("net/ipv6/") == (family == Family::V6))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+        }
+    }
+}
