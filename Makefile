@@ -1,0 +1,65 @@
+# weft: `make demo` shows it, `make test` proves it.
+
+SHELL   := /bin/sh
+PREFIX  ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+DESTDIR ?=
+CARGO   ?= cargo
+HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# Only root may make network namespaces.
+SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+
+WEFT    := target/release/weft
+PLUGIN  := target/release/weft-cni
+
+.PHONY: help demo test bench lint build plugin install deps
+
+help:
+	@echo 'make demo     install what is missing, build, and show the fabric at work'
+	@echo 'make test     the same for the whole test suite: format, lints, licences, every test'
+	@echo 'make bench    print the figures: plans, kernel batches, containers'
+	@echo 'make lint     format, clippy and cargo-deny alone'
+	@echo 'make build    target/release/weft and a static target/release/weft-cni'
+	@echo 'make install  PREFIX=$(PREFIX) CNI_BIN=$(CNI_BIN) DESTDIR=$(DESTDIR)'
+
+deps:
+	@deploy/install-deps.sh build
+
+build: deps
+	$(CARGO) build --release --locked -p weft
+	$(MAKE) --no-print-directory plugin
+
+# The plugin is linked statically, by itself: with --target, build scripts and
+# procedural macros keep the default flags. Its target folder is cargo's own
+# for that triple, so nothing is built twice.
+plugin:
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --locked -p weft-cni --profile plugin --target $(HOST)
+	@mkdir -p target/release
+	install -m 755 target/$(HOST)/plugin/weft-cni $(PLUGIN)
+
+demo: build
+	@$(SUDO) $(WEFT) demo $(ARGS)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p weft --no-default-features -- -D warnings
+	$(CARGO) deny --all-features check bans licenses sources
+
+test:
+	@deploy/install-deps.sh test
+	$(MAKE) --no-print-directory lint plugin
+	$(CARGO) build --locked --workspace
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) test --locked --workspace --no-fail-fast
+
+bench: build
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) bench --locked --workspace
+
+install: build
+	install -D -m 755 $(WEFT) $(DESTDIR)$(PREFIX)/bin/weft
+	ln -sf weft $(DESTDIR)$(PREFIX)/bin/weftd
+	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNI_BIN)/weft-cni
+	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/weft
+	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/flannel
+	install -D -m 644 deploy/weft.service $(DESTDIR)/usr/lib/systemd/system/weft.service
+	install -D -m 644 deploy/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist
