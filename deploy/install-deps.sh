@@ -1,0 +1,68 @@
+#!/bin/sh
+# Installs what building, testing and demonstrating weft needs on Debian or
+# Ubuntu, and nothing that is there already. Called by `make demo` and
+# `make test`. Says what it does; uses sudo only where it is not root.
+#
+# usage: deploy/install-deps.sh build|test
+set -eu
+
+want=${1:-test}
+missing=""
+PATH="$PATH:/usr/sbin:/sbin"
+
+# need COMMAND PACKAGE: PACKAGE gives COMMAND.
+need() {
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+# need_file FILE PACKAGE
+need_file() {
+    [ -e "$1" ] || missing="$missing $2"
+}
+
+need cc gcc
+need protoc protobuf-compiler
+need_file /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
+need_file /usr/include/stdio.h libc6-dev
+need ip iproute2
+need ping iputils-ping
+need iperf3 iperf3
+if [ "$want" = test ]; then
+    need etcd etcd-server
+    need etcdctl etcd-client
+    need nft nftables
+    need iptables iptables
+    need jq jq
+    need ethtool ethtool
+    need curl curl
+fi
+# rustup reads rust-toolchain.toml and brings the very compiler it names.
+if ! command -v cargo >/dev/null 2>&1; then
+    if apt-cache show rustup >/dev/null 2>&1; then
+        missing="$missing rustup"
+    else
+        echo "install-deps: no cargo, and this distribution has no rustup package: install rustup by hand" >&2
+        exit 1
+    fi
+fi
+
+sudo=""
+[ "$(id -u)" = 0 ] || sudo=sudo
+if [ -n "$missing" ]; then
+    echo "install-deps: installing$missing"
+    command -v apt-get >/dev/null 2>&1 || {
+        echo "install-deps: this script knows apt-get only; install these by hand:$missing" >&2
+        exit 1
+    }
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q
+    # shellcheck disable=SC2086 # a list of packages
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
+    # Debian starts an etcd of its own on installation; the tests bring theirs.
+    case "$missing" in
+        *etcd-server*) [ ! -d /run/systemd/system ] || $sudo systemctl disable --now etcd || true ;;
+    esac
+fi
+
+if [ "$want" = test ] && ! command -v cargo-deny >/dev/null 2>&1; then
+    echo "install-deps: building cargo-deny (a few minutes, once)"
+    cargo install --locked cargo-deny
+fi
