@@ -1,0 +1,325 @@
+//! A transaction layer over one `NETLINK_ROUTE` socket: bounded batches whose
+//! ACKs are counted, dumps that are repeated when the kernel says they were
+//! interrupted, errors that name what they are about.
+//!
+//! It is synchronous on purpose. The kernel executes an rtnetlink request
+//! inside `sendmsg(2)`: when that returns, the work is done and the ACK lies in
+//! the receive buffer, so there is nothing to await, and the CNI plugin, which
+//! has no runtime, shares the code. The messages are netlink-packet-route's;
+//! the daemon composes them with rtnetlink's builders, but sends them here,
+//! because rtnetlink's connection neither sees `NLM_F_DUMP_INTR` nor an error
+//! inside `NLMSG_DONE`, and waits for ever for an ACK that was dropped.
+
+mod error;
+mod reply;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::net::sockopt;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+pub use error::{Cause, NetlinkError, errno_name};
+use reply::{Acks, Dump, Outcome};
+
+/// Requests sent and acknowledged together. Their ACKs must fit the receive
+/// buffer, whatever its size: the kernel drops those that do not.
+const CHUNK_REQUESTS: usize = 200;
+/// Bytes sent together: well below the default send buffer.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Large enough that the kernel fills its 32 KiB dump buffers.
+const RECV_BYTES: usize = 64 << 10;
+const SOCKET_BUFFER: usize = 4 << 20;
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+/// A table that changes without pause is read this often before giving up.
+const DUMP_TRIES: u32 = 10;
+
+/// An encoded request: one change, one question or one dump.
+#[derive(Clone, Debug)]
+pub struct Request(Vec<u8>);
+
+impl Request {
+    /// With the `NLM_F_*` flags given, `NLM_F_REQUEST` added.
+    pub fn new(message: impl NetlinkSerializable, flags: u16) -> Request {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
+        message.serialize(&mut bytes);
+        Request(bytes)
+    }
+
+    /// Make something; `EEXIST` where it is there.
+    pub fn create(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Make something or overwrite what is there.
+    pub fn replace(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Add one more beside what is there (FDB destinations).
+    pub fn append(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND)
+    }
+
+    /// Change or remove something; the message's type says which.
+    pub fn change(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_ACK)
+    }
+
+    /// Ask for one thing.
+    pub fn get(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_ACK)
+    }
+
+    /// Ask for all things that match the message's header and attributes.
+    pub fn dump(message: impl NetlinkSerializable) -> Request {
+        Request::new(message, NLM_F_DUMP)
+    }
+
+    fn set_sequence(&mut self, sequence: u32) {
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    }
+}
+
+/// A socket to the routing subsystem of one network namespace.
+#[derive(Debug)]
+pub struct Connection {
+    socket: Socket,
+    sequence: u32,
+    time_limit: Duration,
+    undecodable: u64,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    /// Talk to the namespace of the calling thread. The socket stays in that
+    /// namespace, wherever the thread goes.
+    pub fn open() -> Result<Connection, NetlinkError> {
+        open_socket()
+            .map(|socket| Connection {
+                socket,
+                sequence: 0,
+                time_limit: TIME_LIMIT,
+                undecodable: 0,
+                buffer: vec![0; RECV_BYTES],
+            })
+            .map_err(|e| Cause::from(e).of("netlink socket"))
+    }
+
+    /// Talk to another namespace, open as `/var/run/netns/<name>` or
+    /// `/proc/<pid>/ns/net`.
+    pub fn open_in(netns: BorrowedFd<'_>) -> Result<Connection, NetlinkError> {
+        in_netns(netns, Connection::open).map_err(|e| Cause::from(e).of("network namespace"))?
+    }
+
+    /// How long to wait for an answer before it counts as lost; 10 s at first.
+    pub fn set_time_limit(&mut self, limit: Duration) -> Result<(), NetlinkError> {
+        self.time_limit = limit;
+        set_recv_timeout(&self.socket, limit).map_err(|e| Cause::from(e).of("netlink socket"))
+    }
+
+    /// Messages of dumps that could not be decoded, since the socket was
+    /// opened. They are left out of the dumps.
+    pub fn undecodable(&self) -> u64 {
+        self.undecodable
+    }
+
+    /// One change, done when this returns. `Cause::of` names the object:
+    /// `conn.request(r).map_err(|cause| cause.of(format!("route {dst}")))`.
+    pub fn request(&mut self, request: Request) -> Result<(), Cause> {
+        self.batch(vec![request]).pop().unwrap_or(Ok(()))
+    }
+
+    /// Many changes, in order, one result for each. A refused one does not keep
+    /// the rest from being done.
+    pub fn batch(&mut self, mut requests: Vec<Request>) -> Vec<Result<(), Cause>> {
+        let mut results = Vec::with_capacity(requests.len());
+        let mut rest = requests.as_mut_slice();
+        while !rest.is_empty() {
+            let (chunk, tail) = rest.split_at_mut(chunk_len(rest));
+            results.extend(self.chunk(chunk));
+            rest = tail;
+        }
+        results
+    }
+
+    /// Ask for one thing: the kernel's answer.
+    pub fn get<M: NetlinkDeserializable>(&mut self, mut request: Request) -> Result<M, Cause> {
+        let sequence = self.next_sequence();
+        request.set_sequence(sequence);
+        self.send(&request.0)?;
+        let mut acks = Acks::new(sequence, 1);
+        let mut answer = None;
+        while acks.outstanding() > 0 {
+            let datagram = self.receive(|| "an answer".to_owned())?;
+            acks.take(datagram, |header, payload| answer = M::deserialize(header, payload).ok());
+        }
+        acks.into_results().pop().unwrap_or(Ok(()))?;
+        answer.ok_or(Cause::NoAnswer)
+    }
+
+    /// Ask for many things. A dump during which the table changed is repeated,
+    /// so that what is returned was true at one moment.
+    pub fn dump<M: NetlinkDeserializable>(&mut self, mut request: Request) -> Result<Vec<M>, Cause> {
+        for _ in 0..DUMP_TRIES {
+            let sequence = self.next_sequence();
+            request.set_sequence(sequence);
+            self.send(&request.0)?;
+            let mut dump = Dump::new(sequence);
+            let outcome = loop {
+                let datagram = self.receive(|| "the end of a dump".to_owned())?;
+                if let Some(outcome) = dump.take(datagram) {
+                    break outcome;
+                }
+            };
+            self.undecodable += dump.undecodable;
+            match outcome {
+                Outcome::Complete => return Ok(dump.messages),
+                Outcome::Interrupted => {}
+                Outcome::Refused(cause) => return Err(cause),
+            }
+        }
+        Err(Cause::Interrupted { tries: DUMP_TRIES })
+    }
+
+    fn chunk(&mut self, requests: &mut [Request]) -> Vec<Result<(), Cause>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(requests.iter().map(|r| r.0.len()).sum());
+        for request in requests.iter_mut() {
+            request.set_sequence(self.next_sequence());
+            bytes.extend_from_slice(&request.0);
+        }
+        let mut acks = Acks::new(first, requests.len());
+        if let Err(cause) = self.send(&bytes) {
+            acks.fail(&cause);
+            return acks.into_results();
+        }
+        while acks.outstanding() > 0 {
+            let outstanding = acks.outstanding();
+            let awaited = || format!("{outstanding} of {} acknowledgements", requests.len());
+            match self.receive(awaited) {
+                Ok(datagram) => acks.take(datagram, |_, _| {}),
+                Err(cause) => acks.fail(&cause),
+            }
+        }
+        acks.into_results()
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<(), Cause> {
+        retry_on_signal(|| self.socket.send(bytes, 0))?;
+        Ok(())
+    }
+
+    /// The next datagram of the kernel's. `awaited` says what is missing when
+    /// none comes in time.
+    fn receive(&mut self, awaited: impl FnOnce() -> String) -> Result<&[u8], Cause> {
+        loop {
+            let received =
+                retry_on_signal(|| self.socket.recv_from(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC));
+            let (length, sender) = match received {
+                Ok(received) => received,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Cause::TimedOut { awaited: awaited(), after: self.time_limit });
+                }
+                Err(e) => return Err(e.into()),
+            };
+            if length > self.buffer.len() {
+                return Err(Cause::Truncated { length });
+            }
+            // Any process may send to our port; only the kernel has number 0.
+            if sender.port_number() == 0 {
+                return Ok(&self.buffer[..length]);
+            }
+        }
+    }
+}
+
+/// Run `f` on a thread of its own inside another network namespace, so that the
+/// calling thread never leaves its own.
+pub fn in_netns<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
+            move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
+            io::Result::Ok(f())
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn open_socket() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    raise_buffers(&socket);
+    set_recv_timeout(&socket, TIME_LIMIT)?;
+    // Each is a convenience that an old kernel may not know.
+    let _ = socket.set_ext_ack(true);
+    let _ = socket.set_cap_ack(true);
+    let _ = socket.set_netlink_get_strict_chk(true);
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// As large as we may: `SO_RCVBUFFORCE` is not bound by `net.core.rmem_max` but
+/// needs CAP_NET_ADMIN. Less is no error, since chunks are bounded.
+pub(crate) fn raise_buffers(socket: &Socket) {
+    let fd = borrow(socket);
+    if sockopt::set_socket_recv_buffer_size_force(fd, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(fd, SOCKET_BUFFER);
+    }
+    if sockopt::set_socket_send_buffer_size_force(fd, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(fd, SOCKET_BUFFER);
+    }
+}
+
+fn set_recv_timeout(socket: &Socket, limit: Duration) -> io::Result<()> {
+    Ok(sockopt::set_socket_timeout(borrow(socket), sockopt::Timeout::Recv, Some(limit))?)
+}
+
+fn borrow(socket: &Socket) -> BorrowedFd<'_> {
+    // SAFETY: the socket owns the descriptor and outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        borrow(&self.socket)
+    }
+}
+
+/// How many of `requests`, at least one, go into one chunk.
+fn chunk_len(requests: &[Request]) -> usize {
+    let mut bytes = 0;
+    requests
+        .iter()
+        .take(CHUNK_REQUESTS)
+        .take_while(|request| {
+            bytes += request.0.len();
+            bytes <= CHUNK_BYTES
+        })
+        .count()
+        .max(1)
+}
+
+fn retry_on_signal<T>(mut f: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match f() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
