@@ -82,7 +82,10 @@ impl fmt::Display for Cause {
                 write!(f, "the kernel sent a datagram of {length} bytes, more than the receive buffer holds")
             }
             Cause::Interrupted { tries } => {
-                write!(f, "changed during each of {tries} tries to read it: does something rewrite it without pause?")
+                write!(
+                    f,
+                    "changed during each of {tries} tries to read it: does something rewrite it without pause?"
+                )
             }
         }
     }
@@ -138,7 +141,9 @@ fn way_out(errno: i32) -> Option<&'static str> {
         libc::EAFNOSUPPORT => "the kernel has this address family switched off",
         libc::ENODEV | libc::ENXIO => "the link is gone",
         libc::ENETDOWN => "set the link up",
-        libc::ENETUNREACH | libc::EHOSTUNREACH => "the gateway is not on that link: is it up, with an address?",
+        libc::ENETUNREACH | libc::EHOSTUNREACH => {
+            "the gateway is not on that link: is it up, with an address?"
+        }
         libc::ENOBUFS | libc::ENOMEM => "free memory, or raise the limit of the table",
         _ => return None,
     })
