@@ -5,24 +5,31 @@
 //! one walk and two states compare by `==`.
 
 mod diff;
+mod missing;
+mod observed;
+mod op;
 mod ownership;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use crate::model::{Family, IfName, Mac};
 
-pub use diff::{Op, Plan, diff};
+pub use diff::diff;
+pub use observed::{Observed, ObservedLink, ObservedNexthop, ObservedRoute};
+pub use op::{Op, Plan};
 pub use ownership::{NEXTHOP_IDS, Ownership, ROUTE_PROTOCOL};
 
 /// The state of the kernel that the fabric wants on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     pub links: BTreeMap<IfName, LinkSpec>,
-    /// Addresses of our links. Others of the same family, but for link-local
-    /// ones, are removed from a link that is in `links`.
+    /// Addresses of our links. Others of the same family are removed from a
+    /// link that is in `links`: IPv4 ones inside the fabric's networks, IPv6
+    /// ones but for link-local.
     pub addresses: BTreeSet<(IfName, IpNetwork)>,
     /// Permanent neighbours, keyed as the kernel keys them.
     pub neighbours: BTreeMap<(IfName, IpAddr), Mac>,
@@ -60,7 +67,7 @@ pub struct VxlanSpec {
     /// The link whose address is the tunnel's source.
     pub underlay: IfName,
     pub local: IpAddr,
-    /// 0 leaves the kernel's default, 8472.
+    /// UDP port of the tunnel; always said, never 0.
     pub port: u16,
     pub learning: bool,
     pub gbp: bool,
@@ -76,54 +83,20 @@ pub struct Nexthop {
     pub onlink: bool,
 }
 
-/// The part of the kernel's state that `diff` looks at: whatever could be ours
-/// or stand in our way, and nothing else.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Links that matter: of our names, and the underlay.
-    pub links: BTreeMap<IfName, ObservedLink>,
-    /// Addresses of the links in `links`.
-    pub addresses: BTreeSet<(IfName, IpNetwork)>,
-    /// Permanent neighbours of our links.
-    pub neighbours: BTreeMap<(IfName, IpAddr), Mac>,
-    /// FDB entries with a destination on our links. The kernel allows several
-    /// destinations for one MAC.
-    pub fdb: BTreeMap<(IfName, Mac), BTreeSet<IpAddr>>,
-    /// Every nexthop object of the namespace: ids are one number space.
-    pub nexthops: BTreeMap<u32, ObservedNexthop>,
-    /// Unicast routes of the main table with the default metric, by destination.
-    pub routes: BTreeMap<IpNetwork, ObservedRoute>,
-    pub sysctls: BTreeMap<String, String>,
-    /// The kernel has nexthop objects (Linux 5.3).
-    pub nexthop_objects: bool,
+impl LinkKind {
+    /// Whether the kernel lets a link of this kind be changed into `other`.
+    fn can_become(&self, other: &LinkKind) -> bool {
+        let (LinkKind::Vxlan(this), LinkKind::Vxlan(other)) = (self, other);
+        VxlanSpec { learning: other.learning, ..this.clone() } == *other
+    }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ObservedLink {
-    pub index: u32,
-    pub mac: Option<Mac>,
-    pub mtu: u32,
-    pub up: bool,
-    /// What it is, where that is a kind we make.
-    pub kind: Option<LinkKind>,
-    /// `None` where it was not asked for or cannot be said.
-    pub tx_checksum: Option<bool>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObservedNexthop {
-    /// `None` for groups, blackholes and whatever else is not ours to know.
-    pub nexthop: Option<Nexthop>,
-    pub protocol: u8,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObservedRoute {
-    /// `None` where the route has several next hops, no gateway or no device.
-    pub nexthop: Option<Nexthop>,
-    /// The nexthop object it uses; 0 for none.
-    pub nexthop_id: u32,
-    pub protocol: u8,
+/// As `ip route` writes it: `via 10.5.2.0 dev flannel.1 onlink`.
+impl fmt::Display for Nexthop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "via {} dev {}", self.via, self.dev)?;
+        if self.onlink { f.write_str(" onlink") } else { Ok(()) }
+    }
 }
 
 impl Desired {
