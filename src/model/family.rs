@@ -2,6 +2,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use serde::Serialize;
 
 /// An address family. What differs between the two families is said here or
 /// asked of the address itself; no other code branches on it without a reason.
@@ -40,6 +41,53 @@ impl Family {
     pub fn of_net(net: IpNetwork) -> Family {
         Family::of(net.ip())
     }
+
+    /// An address of this family and no other, as text.
+    pub(super) fn parse_addr(self, text: &str) -> Option<IpAddr> {
+        text.parse().ok().filter(|addr| Family::of(*addr) == self)
+    }
+
+    /// An address and its prefix length, as `10.5.1.1/24` with `/` for
+    /// `separator`. Stricter than ipnetwork's own: the length must be there, as
+    /// a decimal number.
+    pub(super) fn parse_net(self, text: &str, separator: char) -> Option<IpNetwork> {
+        let (addr, prefix) = text.rsplit_once(separator)?;
+        if !prefix.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        IpNetwork::new(self.parse_addr(addr)?, prefix.parse().ok()?).ok()
+    }
+
+    /// The address whose number is `number`, cut to the family's bits.
+    pub(super) fn addr(self, number: u128) -> IpAddr {
+        match self {
+            Family::V4 => Ipv4Addr::from_bits(number as u32).into(),
+            Family::V6 => Ipv6Addr::from_bits(number).into(),
+        }
+    }
+}
+
+/// The address as a number, most significant octet first.
+pub(super) fn number(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => addr.to_bits().into(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    }
+}
+
+/// The prefix an address stands in: `10.5.1.1/24` is in `10.5.1.0/24`.
+pub(super) fn masked(net: IpNetwork) -> IpNetwork {
+    IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+/// An address as flannel's files take it: lower-case and compressed (RFC 5952),
+/// yet never with a dotted quad, which flannel's subnet keys have no room for.
+pub(super) fn text(addr: IpAddr) -> String {
+    let IpAddr::V6(v6) = addr else { return addr.to_string() };
+    match (v6.to_ipv4_mapped(), v6.segments()) {
+        (Some(_), [.., high, low]) => format!("::ffff:{high:x}:{low:x}"),
+        _ => v6.to_string(),
+    }
 }
 
 impl fmt::Display for Family {
@@ -52,9 +100,11 @@ impl fmt::Display for Family {
 }
 
 /// At most one value for each address family: how dual stack is written once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PerFamily<T> {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub v4: Option<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub v6: Option<T>,
 }
 

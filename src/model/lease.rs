@@ -1,24 +1,32 @@
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use super::family::text;
+use super::gojson::{FieldError, Fields, clip, compact};
 use super::{Family, PerFamily};
 
-/// A leased subnet, by family: what a lease is keyed by in the store
-/// (`10.5.1.0-24`, `10.5.1.0-24&fd00:5:1::-64`). Host bits are zero; at least
-/// one family is present.
+/// A leased subnet, by family: what a lease is keyed by in the store. At least
+/// one family is present, host bits are zero, and the prefix is 1 to 31 bits
+/// long for IPv4, 1 to 127 for IPv6 (flannel pkg/subnet/subnet.go,
+/// `ParseSubnetKey`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubnetKey(pub(super) PerFamily<IpNetwork>);
 
 impl SubnetKey {
-    /// `None` unless at least one family is present and no host bit is set.
+    /// `None` where `nets` breaks a rule above.
     pub fn new(nets: PerFamily<IpNetwork>) -> Option<SubnetKey> {
-        let masked =
-            nets.iter().all(|(family, net)| Family::of_net(*net) == family && net.ip() == net.network());
-        (masked && !nets.is_empty()).then_some(SubnetKey(nets))
+        let valid = |(family, net): (Family, &IpNetwork)| {
+            Family::of_net(*net) == family && check(family, *net).is_ok()
+        };
+        (!nets.is_empty() && nets.iter().all(valid)).then_some(SubnetKey(nets))
     }
 
     pub fn net(&self, family: Family) -> Option<IpNetwork> {
@@ -37,17 +45,71 @@ impl SubnetKey {
     }
 }
 
-/// As it reads in the store: `10.5.1.0-24&fd00:5:1::-64`.
+/// As it stands in the store: `10.5.1.0-24`, `10.5.1.0-24&fd00:5:1::-64`, or
+/// `fd00:5:1::-64` for IPv6 alone.
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (_, net)) in self.nets().enumerate() {
-            if i > 0 {
-                f.write_str("&")?;
-            }
-            write!(f, "{}-{}", net.ip(), net.prefix())?;
-        }
-        Ok(())
+        let parts: Vec<_> = self.nets().map(|(_, net)| key_part(net)).collect();
+        f.pad(&parts.join("&"))
     }
+}
+
+/// Takes what `Display` writes, so that a subnet has one key, and for IPv6 alone
+/// also what flannel writes (`0.0.0.0-0&fd00:5:1::-64`). flannel itself takes
+/// host bits and any spelling of an IPv6 address, and makes two leases of them.
+impl FromStr for SubnetKey {
+    type Err = KeyError;
+
+    fn from_str(key: &str) -> Result<SubnetKey, KeyError> {
+        let (v4, v6) = match key.split_once('&') {
+            Some(("0.0.0.0-0", v6)) => (None, Some(v6)),
+            Some((v4, v6)) => (Some(v4), Some(v6)),
+            None if key.contains(':') => (None, Some(key)),
+            None => (Some(key), None),
+        };
+        let parse = |family, part: Option<&str>| {
+            let error = |reason| KeyError { key: clip(key), reason };
+            part.map(|part| parse_key_part(family, part).map_err(error)).transpose()
+        };
+        Ok(SubnetKey(PerFamily { v4: parse(Family::V4, v4)?, v6: parse(Family::V6, v6)? }))
+    }
+}
+
+impl Serialize for SubnetKey {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+fn parse_key_part(family: Family, part: &str) -> Result<IpNetwork, String> {
+    let net = family.parse_net(part, '-').ok_or_else(|| {
+        let form = match family {
+            Family::V4 => "10.5.1.0-24",
+            Family::V6 => "fd00:5:1::-64",
+        };
+        format!("{:?} is not an {family} subnet of the form {form}", clip(part))
+    })?;
+    check(family, net)?;
+    let canonical = key_part(net);
+    if canonical != part {
+        return Err(format!("{:?} must be written {canonical}", clip(part)));
+    }
+    Ok(net)
+}
+
+fn key_part(net: IpNetwork) -> String {
+    format!("{}-{}", text(net.ip()), net.prefix())
+}
+
+fn check(family: Family, net: IpNetwork) -> Result<(), String> {
+    let longest = family.bits() - 1;
+    if !(1..=longest).contains(&net.prefix()) {
+        return Err(format!("an {family} prefix length is 1 to {longest}, not {}", net.prefix()));
+    }
+    if net.ip() != net.network() {
+        return Err(format!("host bits of {net} are set; the subnet is {}/{}", net.network(), net.prefix()));
+    }
+    Ok(())
 }
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -73,25 +135,81 @@ pub struct LeaseAttrs {
 pub enum LeaseError {
     #[error("not JSON: {0}")]
     Json(String),
-    #[error("{key}: {value}: {expected}")]
+    #[error("{key}: {value}: expected {expected}")]
     Value { key: &'static str, value: String, expected: String },
 }
 
+impl From<FieldError> for LeaseError {
+    fn from(e: FieldError) -> Self {
+        match e {
+            FieldError::Json(reason) => LeaseError::Json(reason),
+            FieldError::Value { key, value, expected } => LeaseError::Value { key, value, expected },
+        }
+    }
+}
+
+impl LeaseAttrs {
+    /// Takes a lease's value in the store. A missing public address, or one of
+    /// zeroes, is none.
+    pub fn parse(json: &[u8]) -> Result<LeaseAttrs, LeaseError> {
+        let fields = Fields::parse(&String::from_utf8_lossy(json))?;
+        let public_ip = |family: Family, key, pointer| {
+            let expected = format!("an {family} address");
+            let addr = fields.parsed(key, pointer, |text| family.parse_addr(text), &expected)?;
+            Ok::<_, FieldError>(addr.filter(|addr| !addr.is_unspecified()))
+        };
+        let raw = |key| fields.raw(key).map(RawValue::to_owned);
+        Ok(LeaseAttrs {
+            public_ip: PerFamily {
+                v4: public_ip(Family::V4, "PublicIP", false)?,
+                v6: public_ip(Family::V6, "PublicIPv6", true)?,
+            },
+            backend_type: fields.string("BackendType")?.unwrap_or_default(),
+            backend_data: PerFamily { v4: raw("BackendData"), v6: raw("BackendV6Data") },
+        })
+    }
+
+    /// A lease's value in the store, byte for byte as flannel's `json.Marshal`
+    /// writes it.
+    pub fn to_json(&self) -> String {
+        let v4 = self.public_ip.v4.unwrap_or(Family::V4.unspecified());
+        let v6 = self.public_ip.v6.map_or("null".to_owned(), |addr| format!("\"{}\"", text(addr)));
+        let mut json = format!("{{\"PublicIP\":\"{v4}\",\"PublicIPv6\":{v6}");
+        if !self.backend_type.is_empty() {
+            json += &format!(",\"BackendType\":{}", Value::from(self.backend_type.as_str()));
+        }
+        for (family, data) in self.backend_data.iter() {
+            let key = match family {
+                Family::V4 => "BackendData",
+                Family::V6 => "BackendV6Data",
+            };
+            json += &format!(",\"{key}\":{data}");
+        }
+        compact(&(json + "}"))
+    }
+}
+
+/// The object that the store holds; for serde_json alone.
+impl Serialize for LeaseAttrs {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        RawValue::from_string(self.to_json()).map_err(S::Error::custom)?.serialize(s)
+    }
+}
+
 /// A node's subnet and what it publishes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Lease {
     pub key: SubnetKey,
     pub attrs: LeaseAttrs,
 }
 
+/// White space in the backend's data makes no difference.
 impl PartialEq for LeaseAttrs {
     fn eq(&self, other: &Self) -> bool {
-        let raw = |data: &PerFamily<Box<RawValue>>| {
-            (data.v4.as_deref().map(|v| v.get().to_owned()), data.v6.as_deref().map(|v| v.get().to_owned()))
-        };
+        let data = |attrs: &LeaseAttrs, family| attrs.backend_data.get(family).map(|raw| compact(raw.get()));
         self.public_ip == other.public_ip
             && self.backend_type == other.backend_type
-            && raw(&self.backend_data) == raw(&other.backend_data)
+            && Family::BOTH.iter().all(|family| data(self, *family) == data(other, *family))
     }
 }
 

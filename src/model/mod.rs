@@ -5,7 +5,7 @@
 //! `encoding/json` would take them where we read.
 
 mod family;
-mod gojson;
+pub(crate) mod gojson;
 mod lease;
 mod link;
 mod network;

@@ -1,10 +1,14 @@
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::PerFamily;
+use super::family::{masked, number, text};
+use super::gojson::{FieldError, Fields};
+use super::{Family, PerFamily};
 
 /// Why a network config is refused. The text names the key, its value and what
 /// is accepted; the caller adds where the config came from.
@@ -12,8 +16,17 @@ use super::PerFamily;
 pub enum ConfigError {
     #[error("not JSON: {0}")]
     Json(String),
-    #[error("{key}: {value}: {expected}")]
+    #[error("{key}: {value}: expected {expected}")]
     Value { key: &'static str, value: String, expected: String },
+}
+
+impl From<FieldError> for ConfigError {
+    fn from(e: FieldError) -> Self {
+        match e {
+            FieldError::Json(reason) => ConfigError::Json(reason),
+            FieldError::Value { key, value, expected } => ConfigError::Value { key, value, expected },
+        }
+    }
 }
 
 /// The network config of the whole cluster: `<prefix>/config` in the store,
@@ -26,8 +39,41 @@ pub struct NetworkConfig {
     pub backend: BackendConfig,
 }
 
+impl NetworkConfig {
+    /// Takes a config with every default and every check that flannel applies
+    /// when etcd holds it (`CheckNetworkConfig`), and one more: flannel does not
+    /// see that SubnetMin lies after SubnetMax until it finds no free subnet.
+    pub fn parse(json: &str) -> Result<NetworkConfig, ConfigError> {
+        let fields = Fields::parse(json)?;
+        let mut pools = PerFamily::default();
+        for keys in [PoolKeys::V4, PoolKeys::V6] {
+            // What a disabled family says must be well-formed all the same.
+            let pool = PoolText::read(&fields, &keys)?;
+            if fields.bool(keys.enable, keys.family == Family::V4)? {
+                pools.set(keys.family, Some(pool.resolve(&keys)?));
+            }
+        }
+        if pools.is_empty() {
+            let expected = "EnableIPv4, EnableIPv6 or both to be true";
+            return Err(FieldError::value("EnableIPv4", "false", expected).into());
+        }
+        let enable_nftables = fields.bool("EnableNFTables", false)?;
+        Ok(NetworkConfig { pools, enable_nftables, backend: BackendConfig::read(&fields)? })
+    }
+}
+
+/// For a log: `10.5.0.0/16 in /24s from 10.5.1.0 to 10.5.255.0; backend vxlan`.
+impl fmt::Display for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (_, pool) in self.pools.iter() {
+            write!(f, "{pool}; ")?;
+        }
+        write!(f, "backend {}", self.backend.kind)
+    }
+}
+
 /// The addresses that leases of one family are cut from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Pool {
     /// Masked: no host bits.
     pub network: IpNetwork,
@@ -39,10 +85,183 @@ pub struct Pool {
     pub subnet_max: IpAddr,
 }
 
+impl Pool {
+    pub fn family(&self) -> Family {
+        Family::of_net(self.network)
+    }
+
+    /// How many subnets there are to lease.
+    pub fn subnets(&self) -> u128 {
+        let span = number(self.subnet_max).saturating_sub(number(self.subnet_min));
+        (span >> self.host_bits()) + 1
+    }
+
+    /// The subnet that `i` others precede; `None` from `subnets()` on.
+    pub fn nth(&self, i: u128) -> Option<IpNetwork> {
+        if i >= self.subnets() {
+            return None;
+        }
+        let base = number(self.subnet_min) + (i << self.host_bits());
+        IpNetwork::new(self.family().addr(base), self.subnet_len).ok()
+    }
+
+    /// Whether `net` is one of the subnets to lease.
+    pub fn contains_subnet(&self, net: IpNetwork) -> bool {
+        Family::of_net(net) == self.family()
+            && net.prefix() == self.subnet_len
+            && net.ip() == net.network()
+            && (self.subnet_min..=self.subnet_max).contains(&net.ip())
+    }
+
+    fn host_bits(&self) -> u8 {
+        self.family().bits() - self.subnet_len
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pool { network, subnet_len, subnet_min, subnet_max } = self;
+        write!(f, "{network} in /{subnet_len}s from {} to {}", text(*subnet_min), text(*subnet_max))
+    }
+}
+
 /// `Backend` of the network config: its type, lower-cased, and the object as
 /// it stood, for the backend itself to parse.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
     pub kind: String,
     pub options: Box<RawValue>,
+}
+
+impl BackendConfig {
+    /// Without `Backend` flannel takes udp, and for a `Backend` without `Type`
+    /// the backend of no name, which there is not.
+    fn read(fields: &Fields) -> Result<BackendConfig, ConfigError> {
+        let Some(options) = fields.raw("Backend") else {
+            return Ok(BackendConfig { kind: "udp".to_owned(), options: RawValue::NULL.to_owned() });
+        };
+        let expected = r#"an object such as {"Type":"vxlan"}"#;
+        let members = Fields::parse(options.get());
+        let members = members.map_err(|_| FieldError::value("Backend", options.get(), expected))?;
+        let kind = members.string("Type").map_err(|e| match e {
+            FieldError::Value { value, expected, .. } => {
+                FieldError::Value { key: "Backend.Type", value, expected }
+            }
+            e => e,
+        })?;
+        let kind = kind.unwrap_or_default().to_lowercase();
+        Ok(BackendConfig { kind, options: options.to_owned() })
+    }
+}
+
+/// What one family's part of the config is called, and what differs in it.
+struct PoolKeys {
+    family: Family,
+    enable: &'static str,
+    network: &'static str,
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+    /// Length of a lease where the network has room for four of them.
+    default_len: u8,
+    /// Whether Go's `min` and `max` are pointers, to which null is no error.
+    pointers: bool,
+}
+
+impl PoolKeys {
+    const V4: PoolKeys = PoolKeys {
+        family: Family::V4,
+        enable: "EnableIPv4",
+        network: "Network",
+        len: "SubnetLen",
+        min: "SubnetMin",
+        max: "SubnetMax",
+        default_len: 24,
+        pointers: false,
+    };
+    const V6: PoolKeys = PoolKeys {
+        family: Family::V6,
+        enable: "EnableIPv6",
+        network: "IPv6Network",
+        len: "IPv6SubnetLen",
+        min: "IPv6SubnetMin",
+        max: "IPv6SubnetMax",
+        default_len: 64,
+        pointers: true,
+    };
+}
+
+/// One family's part of the config as it stands, before defaults. Zero counts
+/// as unset, as Go's zero values do.
+struct PoolText {
+    network: Option<IpNetwork>,
+    len: Option<u64>,
+    min: Option<IpAddr>,
+    max: Option<IpAddr>,
+}
+
+impl PoolText {
+    fn read(fields: &Fields, keys: &PoolKeys) -> Result<PoolText, FieldError> {
+        let family = keys.family;
+        let addr = |key| {
+            let expected = format!("an {family} address");
+            let addr = fields.parsed(key, keys.pointers, |text| family.parse_addr(text), &expected)?;
+            Ok::<_, FieldError>(addr.filter(|addr| !addr.is_unspecified()))
+        };
+        let expected = format!("an {family} network in CIDR form");
+        let network = fields.parsed(keys.network, false, |text| family.parse_net(text, '/'), &expected)?;
+        Ok(PoolText {
+            network: network.map(masked).filter(|net| net.prefix() > 0),
+            len: fields.uint(keys.len)?.filter(|len| *len > 0),
+            min: addr(keys.min)?,
+            max: addr(keys.max)?,
+        })
+    }
+
+    fn resolve(self, keys: &PoolKeys) -> Result<Pool, FieldError> {
+        let bits = keys.family.bits();
+        let Some(network) = self.network else {
+            let expected =
+                format!("an {} network longer than /0, since {} is true", keys.family, keys.enable);
+            return Err(FieldError::value(keys.network, "unset", expected));
+        };
+        // The first subnet is left out by default, so four leave three; each
+        // has room for a tunnel's and a bridge's address.
+        if network.prefix() > bits - 4 {
+            let expected =
+                format!("a prefix length of at most {}, to hold four subnets of four addresses", bits - 4);
+            return Err(FieldError::value(keys.network, &network.to_string(), expected));
+        }
+        let shortest = network.prefix() + 2;
+        let subnet_len = match self.len {
+            None => keys.default_len.max(shortest),
+            Some(len) => {
+                u8::try_from(len).ok().filter(|len| (shortest..=bits - 2).contains(len)).ok_or_else(|| {
+                    let expected = format!(
+                        "{shortest} to {}, for {network} to hold four subnets of four addresses or more",
+                        bits - 2
+                    );
+                    FieldError::value(keys.len, &len.to_string(), expected)
+                })?
+            }
+        };
+
+        let size = 1_u128 << (bits - subnet_len);
+        let base = number(network.network());
+        let bound = |key, given: Option<IpAddr>, default| match given {
+            None => Ok(keys.family.addr(default)),
+            Some(addr) if network.contains(addr) && number(addr).is_multiple_of(size) => Ok(addr),
+            Some(addr) => {
+                let expected = format!("an address inside {network} that a /{subnet_len} starts at");
+                Err(FieldError::value(key, &text(addr), expected))
+            }
+        };
+        let subnet_min = bound(keys.min, self.min, base + size)?;
+        let subnet_max = bound(keys.max, self.max, number(network.broadcast()) - (size - 1))?;
+        if subnet_min > subnet_max {
+            let expected = format!("{} ({}) or after it", keys.min, text(subnet_min));
+            return Err(FieldError::value(keys.max, &text(subnet_max), expected));
+        }
+        Ok(Pool { network, subnet_len, subnet_min, subnet_max })
+    }
 }
