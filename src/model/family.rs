@@ -75,7 +75,7 @@ pub(super) fn number(addr: IpAddr) -> u128 {
     }
 }
 
-/// The prefix an address stands in: `10.5.1.1/24` is in `10.5.1.0/24`.
+/// The prefix an address stands in: `10.5.1.1/24` in `10.5.1.0/24`.
 pub(super) fn masked(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }

@@ -31,7 +31,7 @@ impl From<FieldError> for ConfigError {
 
 /// The network config of the whole cluster: `<prefix>/config` in the store,
 /// `net-conf.json` in Kubernetes (flannel pkg/subnet/config.go).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct NetworkConfig {
     /// The address pool of each enabled family; never empty.
     pub pools: PerFamily<Pool>,
@@ -127,10 +127,18 @@ impl fmt::Display for Pool {
 
 /// `Backend` of the network config: its type, lower-cased, and the object as
 /// it stood, for the backend itself to parse.
-#[derive(Clone, Debug)]
+#[derive(Clone, Serialize)]
 pub struct BackendConfig {
     pub kind: String,
+    /// Never shown: a pre-shared key may be among them.
+    #[serde(skip)]
     pub options: Box<RawValue>,
+}
+
+impl fmt::Debug for BackendConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendConfig").field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 impl BackendConfig {
