@@ -1,6 +1,12 @@
 //! Leases: which subnet this node takes (`alloc`), when it is renewed
 //! (`renewal`), the table of everyone's leases (`table`), all pure; and the
-//! stores they live in (`store`), which do I/O.
+//! stores they live in (`store`) and the file the plugin reads (`env_file`),
+//! which do I/O.
+
+pub mod alloc;
+mod record;
 
 #[cfg(feature = "daemon")]
 pub mod store;
+
+pub use record::{BadRecord, Held, Renewal, Snapshot, StoreEvent, StoredLease, Want};

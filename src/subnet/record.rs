@@ -1,0 +1,76 @@
+use std::time::Duration;
+
+use crate::model::{Lease, LeaseAttrs, NetworkConfig, SubnetKey};
+
+/// A record of the store that does not parse: counted, logged once, skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRecord {
+    /// The store's key, as it stands (shortened where it is over long).
+    pub key: String,
+    /// The subnet, where the key at least is one: nobody else can take it, and
+    /// what was known of its owner stays.
+    pub subnet: Option<SubnetKey>,
+    pub reason: String,
+}
+
+/// A lease as the store holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredLease {
+    pub lease: Lease,
+    /// The store's lease that the key hangs on; `None` is a reservation.
+    pub lease_id: Option<i64>,
+    /// Revision of the last change, for compare-and-swap.
+    pub mod_revision: i64,
+}
+
+/// All leases at one revision of the store. One listing serves acquisition and
+/// the start of the watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub revision: i64,
+    pub leases: Vec<StoredLease>,
+    pub bad: Vec<BadRecord>,
+}
+
+/// A change to the leases, as the watch reports it. A snapshot is a type of its
+/// own: an empty one says "there are none", never "I could not read them".
+#[derive(Clone, Debug)]
+pub enum StoreEvent {
+    /// Comes first, and again where the watch could not be resumed.
+    Snapshot(Snapshot),
+    Put(StoredLease),
+    Delete(SubnetKey),
+    /// A record was written that does not parse: what was known of it stays.
+    Bad(BadRecord),
+    /// The connection was lost (with the cause); the watch goes on by itself.
+    Disconnected(String),
+    /// The watch is up again; what was missed follows or has been reported.
+    Connected,
+}
+
+/// What a node asks for.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub config: NetworkConfig,
+    pub attrs: LeaseAttrs,
+    /// The subnet that `subnet.env` remembers.
+    pub previous: Option<SubnetKey>,
+}
+
+/// The lease this node holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub stored: StoredLease,
+    /// Time left until the store forgets it; `None` for a reservation.
+    pub ttl: Option<Duration>,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// Good for this long; `None` for a reservation, which needs none.
+    Renewed(Option<Duration>),
+    /// The store no longer knows the lease, or its key is someone else's:
+    /// acquire again.
+    Lost,
+}

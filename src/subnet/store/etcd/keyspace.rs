@@ -1,0 +1,82 @@
+use std::sync::Arc;
+
+use etcd_client::KeyValue;
+
+use crate::model::{Lease, LeaseAttrs, SubnetKey};
+use crate::subnet::{BadRecord, StoredLease};
+
+/// A lease is some 300 bytes; what is far beyond is not parsed at all.
+const MAX_VALUE: usize = 64 << 10;
+const MAX_KEY: usize = 256;
+
+/// Where things lie below the prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Keyspace {
+    /// `<prefix>/`
+    root: Arc<str>,
+}
+
+impl Keyspace {
+    pub(super) fn new(prefix: &str) -> Keyspace {
+        Keyspace { root: format!("{}/", prefix.trim_end_matches('/')).into() }
+    }
+
+    pub(super) fn config(&self) -> String {
+        format!("{}config", self.root)
+    }
+
+    /// With a trailing slash: `<prefix>/subnets-foo` is none of ours.
+    pub(super) fn subnets(&self) -> String {
+        format!("{}subnets/", self.root)
+    }
+
+    /// The first key after all of `subnets()`: '0' follows '/'.
+    pub(super) fn subnets_end(&self) -> String {
+        format!("{}subnets0", self.root)
+    }
+
+    pub(super) fn subnet(&self, key: &SubnetKey) -> String {
+        format!("{}subnets/{key}", self.root)
+    }
+
+    /// The subnet that a key of the store names.
+    pub(super) fn parse_key(&self, key: &[u8]) -> Result<SubnetKey, String> {
+        let bad = || "not a subnet key such as 10.5.1.0-24".to_owned();
+        if key.len() > MAX_KEY {
+            return Err(format!("a key of {} bytes", key.len()));
+        }
+        let name = str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.subnets()));
+        name.ok_or_else(bad)?.parse().map_err(|e: crate::model::KeyError| e.reason)
+    }
+
+    /// A record of the store, as a lease or as a bad one.
+    pub(super) fn parse(&self, kv: &KeyValue) -> Result<StoredLease, BadRecord> {
+        let subnet = self.parse_key(kv.key());
+        let attrs = match &subnet {
+            Ok(_) => parse_attrs(kv.value()),
+            Err(reason) => Err(reason.clone()),
+        };
+        match (subnet, attrs) {
+            (Ok(key), Ok(attrs)) => Ok(StoredLease {
+                lease: Lease { key, attrs },
+                lease_id: (kv.lease() != 0).then_some(kv.lease()),
+                mod_revision: kv.mod_revision(),
+            }),
+            (subnet, Err(reason)) => Err(self.bad(kv.key(), subnet.ok(), reason)),
+            (Err(reason), Ok(_)) => Err(self.bad(kv.key(), None, reason)),
+        }
+    }
+
+    pub(super) fn bad(&self, key: &[u8], subnet: Option<SubnetKey>, reason: String) -> BadRecord {
+        let shown = &key[..key.len().min(MAX_KEY)];
+        BadRecord { key: String::from_utf8_lossy(shown).into_owned(), subnet, reason }
+    }
+}
+
+fn parse_attrs(value: &[u8]) -> Result<LeaseAttrs, String> {
+    if value.len() > MAX_VALUE {
+        return Err(format!("a value of {} bytes; at most {MAX_VALUE} are read", value.len()));
+    }
+    let text = str::from_utf8(value).map_err(|_| "not UTF-8".to_owned())?;
+    LeaseAttrs::from_json(text).map_err(|e| e.to_string())
+}
