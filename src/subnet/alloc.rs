@@ -51,8 +51,9 @@ pub fn choose<'a>(
 
     // Containers may already live in the previous subnet; after that an
     // operator's reservation counts more than a lease.
-    let kept =
-        fitting.into_iter().min_by_key(|s| (Some(s.lease.key) != previous, s.lease_id.is_some(), s.lease.key));
+    let kept = fitting
+        .into_iter()
+        .min_by_key(|s| (Some(s.lease.key) != previous, s.lease_id.is_some(), s.lease.key));
     if let Some(kept) = kept {
         return Decision { stale, choice: Choice::Keep(kept) };
     }
@@ -108,8 +109,10 @@ fn draw(
         }
         nets.set(family, free.get(random(free.len())).or(free.first()).copied());
     }
-    SubnetKey::new(nets)
-        .map_or_else(|| Choice::Exhausted("the network config enables no address family".into()), Choice::Take)
+    SubnetKey::new(nets).map_or_else(
+        || Choice::Exhausted("the network config enables no address family".into()),
+        Choice::Take,
+    )
 }
 
 /// The first free subnets of a pool. Walks pool and sorted leases side by side:
@@ -147,7 +150,9 @@ fn free(family: Family, pool: &Pool, taken: &[SubnetKey]) -> Vec<IpNetwork> {
 /// Whether `taken` keeps `key` from being leased.
 fn blocks(config: &NetworkConfig, taken: &SubnetKey, key: &SubnetKey) -> bool {
     config.pools.iter().any(|(family, pool)| match (taken.net(family), key.net(family)) {
-        (Some(taken), Some(net)) => !covers(&taken, pool) && (taken.contains(net.ip()) || net.contains(taken.ip())),
+        (Some(taken), Some(net)) => {
+            !covers(&taken, pool) && (taken.contains(net.ip()) || net.contains(taken.ip()))
+        }
         _ => false,
     })
 }

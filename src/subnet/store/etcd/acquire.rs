@@ -18,11 +18,7 @@ const FULL_LISTINGS: u32 = 3;
 
 /// Take a subnet by transaction, again with a fresh listing after each lost
 /// race. What was granted and not used is revoked.
-pub(super) async fn acquire(
-    store: &EtcdStore,
-    snapshot: &Snapshot,
-    want: &Want,
-) -> Result<Held, StoreError> {
+pub(super) async fn acquire(store: &EtcdStore, snapshot: &Snapshot, want: &Want) -> Result<Held, StoreError> {
     let mut claim = Claim { store, want, value: want.attrs.to_json(), grant: None };
     let result = claim.run(snapshot).await;
     if let Some(grant) = claim.grant.take() {
@@ -111,15 +107,12 @@ impl Claim<'_> {
         let grant = self.grant().await?;
         let name = self.store.keys.subnet(&key);
         let lease = PutOptions::new().with_lease(grant.id);
-        let since = GetOptions::new()
-            .with_range(self.store.keys.subnets_end())
-            .with_min_create_revision(listed + 1);
-        let txn = Txn::new()
-            .when([Compare::version(name.as_str(), CompareOp::Equal, 0)])
-            .and_then([
-                TxnOp::put(name.as_str(), self.value.as_str(), Some(lease)),
-                TxnOp::get(self.store.keys.subnets(), Some(since)),
-            ]);
+        let since =
+            GetOptions::new().with_range(self.store.keys.subnets_end()).with_min_create_revision(listed + 1);
+        let txn = Txn::new().when([Compare::version(name.as_str(), CompareOp::Equal, 0)]).and_then([
+            TxnOp::put(name.as_str(), self.value.as_str(), Some(lease)),
+            TxnOp::get(self.store.keys.subnets(), Some(since)),
+        ]);
         let response = self.store.txn(txn).await?;
         if !response.succeeded() {
             return Ok(None);
@@ -167,7 +160,8 @@ impl Claim<'_> {
             return Ok(grant);
         }
         let seconds = i64::try_from(self.store.lease_ttl.as_secs()).unwrap_or(i64::MAX);
-        let call = |client: etcd_client::Client| async move { client.lease_client().grant(seconds, None).await };
+        let call =
+            |client: etcd_client::Client| async move { client.lease_client().grant(seconds, None).await };
         let response = self.store.connection.call(call).await?;
         let grant = Grant { id: response.id(), ttl: seconds_of(response.ttl()) };
         self.grant = Some(grant);

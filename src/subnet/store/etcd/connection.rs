@@ -197,9 +197,7 @@ impl Failure {
                 }
                 Failure { code: status.code(), message }
             }
-            Error::LeaseKeepAliveError(message) => {
-                Failure { code: Code::NotFound, message: message.clone() }
-            }
+            Error::LeaseKeepAliveError(message) => Failure { code: Code::NotFound, message: message.clone() },
             Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
                 Failure { code: Code::InvalidArgument, message: error.to_string() }
             }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use etcd_client::KeyValue;
 
-use crate::model::{Lease, LeaseAttrs, SubnetKey};
+use crate::model::{Family, KeyError, Lease, LeaseAttrs, SubnetKey};
 use crate::subnet::{BadRecord, StoredLease};
 
 /// A lease is some 300 bytes; what is far beyond is not parsed at all.
@@ -35,8 +35,11 @@ impl Keyspace {
         format!("{}subnets0", self.root)
     }
 
+    /// IPv6 alone is written with flannel's filler: a key without an IPv4 part
+    /// would cost every flannel in the cluster all its peers.
     pub(super) fn subnet(&self, key: &SubnetKey) -> String {
-        format!("{}subnets/{key}", self.root)
+        let filler = if key.net(Family::V4).is_none() { "0.0.0.0-0&" } else { "" };
+        format!("{}subnets/{filler}{key}", self.root)
     }
 
     /// The subnet that a key of the store names.
@@ -45,8 +48,15 @@ impl Keyspace {
         if key.len() > MAX_KEY {
             return Err(format!("a key of {} bytes", key.len()));
         }
-        let name = str::from_utf8(key).ok().and_then(|key| key.strip_prefix(&self.subnets()));
-        name.ok_or_else(bad)?.parse().map_err(|e: crate::model::KeyError| e.reason)
+        let key = str::from_utf8(key).map_err(|_| bad())?;
+        let name = key.strip_prefix(&self.subnets()).ok_or_else(bad)?;
+        let subnet: SubnetKey = name.parse().map_err(|e: KeyError| e.reason)?;
+        // One subnet has one key.
+        if self.subnet(&subnet) != key {
+            Err(format!("must be written {}", self.subnet(&subnet)))
+        } else {
+            Ok(subnet)
+        }
     }
 
     /// A record of the store, as a lease or as a bad one.
@@ -77,6 +87,5 @@ fn parse_attrs(value: &[u8]) -> Result<LeaseAttrs, String> {
     if value.len() > MAX_VALUE {
         return Err(format!("a value of {} bytes; at most {MAX_VALUE} are read", value.len()));
     }
-    let text = str::from_utf8(value).map_err(|_| "not UTF-8".to_owned())?;
-    LeaseAttrs::from_json(text).map_err(|e| e.to_string())
+    LeaseAttrs::parse(value).map_err(|e| e.to_string())
 }

@@ -73,10 +73,8 @@ async fn page(
     limit: i64,
     keys_only: bool,
 ) -> Result<GetResponse, Failure> {
-    let mut options = GetOptions::new()
-        .with_range(store.keys.subnets_end())
-        .with_limit(limit)
-        .with_revision(revision);
+    let mut options =
+        GetOptions::new().with_range(store.keys.subnets_end()).with_limit(limit).with_revision(revision);
     if keys_only {
         options = options.with_keys_only();
     }

@@ -1,9 +1,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use etcd_client::{
-    Client, GetOptions, ResponseHeader, WatchOptions, WatchResponse, WatchStream,
-};
+use etcd_client::{Client, GetOptions, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
 use futures_util::stream::{self, BoxStream};
 use tokio::time::timeout;
 use tonic::Code;
@@ -121,7 +119,10 @@ impl Watcher {
             return self.snapshot().await;
         }
         if response.canceled() {
-            return Err(Failure::unavailable(&format!("the store cancelled the watch: {}", response.cancel_reason())));
+            return Err(Failure::unavailable(&format!(
+                "the store cancelled the watch: {}",
+                response.cancel_reason()
+            )));
         }
         self.pauses = Box::new(reconnect_pauses());
         for event in response.events() {
