@@ -2,6 +2,7 @@
 //! that joins them. No clock, no I/O, no async.
 
 mod host_gw;
+mod peers;
 mod vxlan;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use ipnetwork::IpNetwork;
 use thiserror::Error;
 
 use crate::desired::{Desired, Ownership};
-use crate::model::{ConfigError, Family, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::model::{ConfigError, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
 
 /// What a backend needs to know of the node it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +49,19 @@ pub struct Rejected {
 }
 
 /// A way to carry packets between nodes.
+///
+/// Made from the network config by `from_config`, it answers for the families
+/// that the config enables. `check` comes first: what it lets pass, the other
+/// functions have an answer for.
 pub trait Backend: Send + Sync + std::fmt::Debug {
     /// `BackendType` of the leases this backend reads and writes.
     fn kind(&self) -> &'static str;
 
-    /// What this node publishes.
+    /// Whether this node can take part: it has a public address of each family,
+    /// an MTU that leaves room, and what else the backend asks for.
+    fn check(&self, node: &Node) -> Result<(), ConfigError>;
+
+    /// What this node publishes. `id` has a MAC for each of `devices()`.
     fn attrs(&self, node: &Node, id: &Identity) -> LeaseAttrs;
 
     /// The MTU that containers may use (`FLANNEL_MTU`).
@@ -60,22 +69,39 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// Tunnel devices of ours, by family: where a device's MAC is this node's
     /// identity, the daemon looks there for it.
-    fn devices(&self, families: &[Family]) -> PerFamily<IfName>;
+    fn devices(&self) -> PerFamily<IfName>;
 
     /// The VTEP MAC that a lease publishes, by family, if it does.
     fn published_identity(&self, attrs: &LeaseAttrs) -> Identity;
 
-    /// The kernel state that joins `own` to `peers`, and the peers left out.
+    /// The kernel state that joins `own` to `peers`, and the peers left out: a
+    /// dual-stack peer with a fault in one family is left out of that one only.
+    /// Leases of other backends are passed over without a word. The result
+    /// depends on what the leases are, never on the order they came in.
+    ///
+    /// With one peer alone it gives that peer's share of the state, for
+    /// `Desired::missing_from`.
     fn desired(&self, node: &Node, id: &Identity, own: &SubnetKey, peers: &Peers)
     -> (Desired, Vec<Rejected>);
 
     /// What of the kernel's state is this backend's to remove.
-    fn ownership(&self, config: &NetworkConfig) -> Ownership;
+    fn ownership(&self) -> Ownership;
 }
 
 /// The backend that `config` names, its options parsed. `tx_checksum_off`
 /// switches the tunnel's tx-checksum offload off (see docs: wrong UDP checksums).
 pub fn from_config(config: &NetworkConfig, tx_checksum_off: bool) -> Result<Box<dyn Backend>, ConfigError> {
-    let _ = (config, tx_checksum_off);
-    Err(ConfigError::Json(String::new()))
+    match config.backend.kind.as_str() {
+        "vxlan" => Ok(Box::new(vxlan::Vxlan::new(config, tx_checksum_off)?)),
+        "host-gw" => Ok(Box::new(host_gw::HostGw::new(config))),
+        other => Err(ConfigError::Value {
+            key: "Backend.Type",
+            value: format!("{other:?}"),
+            expected: "vxlan or host-gw".to_owned(),
+        }),
+    }
+}
+
+fn networks(config: &NetworkConfig) -> PerFamily<IpNetwork> {
+    config.pools.map(|_, pool| pool.network)
 }

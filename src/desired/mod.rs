@@ -101,19 +101,22 @@ impl fmt::Display for Nexthop {
 
 impl Desired {
     /// The part of it that belongs to one family: what a single-stack node
-    /// would want. Links are kept where something of that family is on them.
+    /// would want.
     pub fn only(&self, family: Family) -> Desired {
         let is = |addr: &IpAddr| Family::of(*addr) == family;
+        let links: BTreeMap<_, _> = self
+            .links
+            .iter()
+            .filter(|(_, link)| {
+                let LinkKind::Vxlan(vxlan) = &link.kind;
+                is(&vxlan.local)
+            })
+            .map(|(name, link)| (*name, link.clone()))
+            .collect();
+        // A device's settings go with the device, also those below net/ipv6.
+        let is_of_link =
+            |key: &str| key.split('/').any(|part| links.keys().any(|name| name.as_str() == part));
         Desired {
-            links: self
-                .links
-                .iter()
-                .filter(|(_, link)| {
-                    let LinkKind::Vxlan(vxlan) = &link.kind;
-                    is(&vxlan.local)
-                })
-                .map(|(name, link)| (*name, link.clone()))
-                .collect(),
             addresses: self.addresses.iter().filter(|(_, net)| is(&net.ip())).copied().collect(),
             neighbours: self.neighbours.iter().filter(|((_, ip), _)| is(ip)).map(|(k, v)| (*k, *v)).collect(),
             fdb: self.fdb.iter().filter(|(_, dst)| is(dst)).map(|(k, v)| (*k, *v)).collect(),
@@ -121,9 +124,10 @@ impl Desired {
             sysctls: self
                 .sysctls
                 .iter()
-                .filter(|(key, _)| key.starts_with("net/ipv6/") == (family == Family::V6))
+                .filter(|(key, _)| is_of_link(key))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect(),
+            links,
         }
     }
 }

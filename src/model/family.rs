@@ -151,6 +151,12 @@ impl<T> PerFamily<T> {
     }
 }
 
+impl<T> PerFamily<Option<T>> {
+    pub fn flatten(self) -> PerFamily<T> {
+        PerFamily { v4: self.v4.flatten(), v6: self.v6.flatten() }
+    }
+}
+
 impl<T> FromIterator<(Family, T)> for PerFamily<T> {
     fn from_iter<I: IntoIterator<Item = (Family, T)>>(iter: I) -> Self {
         let mut out = PerFamily::default();
