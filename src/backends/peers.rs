@@ -23,7 +23,6 @@ pub(super) struct Side<'a> {
 
 /// One family of a peer's lease.
 pub(super) struct Peer<'a> {
-    key: &'a SubnetKey,
     pub(super) subnet: IpNetwork,
     pub(super) public_ip: IpAddr,
     pub(super) attrs: &'a LeaseAttrs,
@@ -80,7 +79,7 @@ impl<'a> Side<'a> {
         let mut taken = BTreeSet::new();
         let mut admitted = Vec::with_capacity(candidates.len());
         for (key, subnet, attrs) in candidates {
-            let verdict = self.peer(key, subnet, attrs).and_then(|peer| {
+            let verdict = self.peer(subnet, attrs).and_then(|peer| {
                 // Longer prefixes come first, so an overlap is with one inside.
                 if let Some(inner) = taken.range(subnet.network()..=subnet.broadcast()).next() {
                     return Err(format!("subnet {subnet} overlaps another lease's, which begins at {inner}"));
@@ -99,7 +98,7 @@ impl<'a> Side<'a> {
         admitted
     }
 
-    fn peer(&self, key: &'a SubnetKey, subnet: IpNetwork, attrs: &'a LeaseAttrs) -> Result<Peer<'a>, String> {
+    fn peer(&self, subnet: IpNetwork, attrs: &'a LeaseAttrs) -> Result<Peer<'a>, String> {
         if overlap(subnet, self.own) {
             return Err(format!("subnet {subnet} overlaps this node's own, {}", self.own));
         }
@@ -113,7 +112,7 @@ impl<'a> Side<'a> {
         if let Some(fault) = self.endpoint_fault(public_ip, subnet) {
             return Err(format!("{name} {public_ip} {fault}"));
         }
-        Ok(Peer { key, subnet, public_ip, attrs })
+        Ok(Peer { subnet, public_ip, attrs })
     }
 
     /// Why no packet for `subnet` may be sent to `endpoint`.

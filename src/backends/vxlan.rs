@@ -148,7 +148,7 @@ impl Vxlan {
 
     fn read_data(&self, data: &RawValue) -> Result<Mac, String> {
         let fields = Fields::parse(data.get()).map_err(describe)?;
-        let vni = fields.uint::<u32>("VNI").map_err(describe)?.unwrap_or(0);
+        let vni = fields.uint::<u32>("VNI").map_err(describe)?.ok_or("VNI is missing")?;
         if vni != self.options.vni {
             return Err(format!("VNI {vni}: this network's is {}", self.options.vni));
         }
