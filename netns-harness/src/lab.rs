@@ -195,6 +195,8 @@ impl Lab {
         switch.sysctl("ipv4/ip_forward", "1")?;
         switch.sysctl("ipv6/conf/all/forwarding", "1")?;
         switch.sysctl("ipv4/ping_group_range", "0 2147483647")?;
+        // Without a wait for duplicates the router answers from its first second.
+        switch.sysctl("ipv6/conf/default/accept_dad", "0")?;
         switch.ip_batch(&["link set lo up"])?;
         self.ensure_segment(&mut state, 0)
     }
@@ -207,7 +209,10 @@ impl Lab {
             return Ok(());
         }
         self.switch().ip_batch(&[
-            format!("link add br{segment} type bridge forward_delay 0 mcast_snooping 0"),
+            // A bridge without an address of its own changes it as ports join.
+            format!(
+                "link add br{segment} address 02:00:00:00:77:0{segment} type bridge forward_delay 0 mcast_snooping 0"
+            ),
             format!("addr add 192.168.{}.254/24 dev br{segment}", 77 + segment),
             format!("addr add fd77:{segment}::fe/64 dev br{segment} nodad"),
             format!("link set br{segment} up"),
@@ -230,7 +235,8 @@ impl Lab {
         netns.sysctl("ipv4/ip_forward", "1")?;
         netns.sysctl("ipv6/conf/all/forwarding", "1")?;
         netns.sysctl("ipv4/ping_group_range", "0 2147483647")?;
-        self.switch().ip_batch(&[format!("link set {port} master br{segment} up")])?;
+        netns.sysctl("ipv6/conf/eth0/accept_dad", "0")?;
+        self.switch().ip_batch(&[format!("link set {port} addrgenmode none master br{segment} up")])?;
         netns.ip_batch(&[
             "link set lo up".to_owned(),
             format!("addr add {ip4}/24 dev eth0"),

@@ -1,5 +1,8 @@
 //! The harness against the real kernel. Needs root.
 
+// Clippy takes helpers of tests for product code.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
