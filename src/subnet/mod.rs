@@ -5,11 +5,7 @@
 
 pub mod alloc;
 mod record;
-pub mod renewal;
-pub mod table;
 
-#[cfg(feature = "daemon")]
-pub mod env_file;
 #[cfg(feature = "daemon")]
 pub mod store;
 

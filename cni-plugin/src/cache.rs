@@ -1,0 +1,115 @@
+//! flannel's directory of rendered configs, by which DEL knows what ADD did
+//! even when the network's config or the node's subnet changed since.
+//!
+//! flannel names the file after the container alone, so that a second
+//! interface of the container overwrites the first one's, and removes it even
+//! when DEL failed. Here each attachment has its own file,
+//! `<containerID>:<ifname>` (neither part can hold a ':'), and flannel's name is
+//! a hard link to the newest. flannel's plugin put back in place finds what it
+//! looks for, and whose file that is shows in the inode.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, Delegate};
+use crate::error::{Error, Result};
+use crate::request::Request;
+
+/// The files of one attachment.
+#[derive(Debug)]
+pub struct Cache {
+    dir: PathBuf,
+    own: PathBuf,
+    flannel: PathBuf,
+    network: String,
+}
+
+impl Cache {
+    pub fn of(config: &Config, request: &Request) -> Cache {
+        let dir = config.data_dir.clone();
+        let own = dir.join(format!("{}:{}", request.container_id, request.ifname));
+        let flannel = dir.join(&request.container_id);
+        Cache { dir, own, flannel, network: config.name.clone() }
+    }
+
+    /// Whether ADD was called for this container before, by whichever plugin.
+    pub fn exists(&self) -> bool {
+        self.own.exists() || self.flannel.exists()
+    }
+
+    /// Whole or not at all, but not flushed to disk: what a power loss takes, it
+    /// takes together with the containers, and DEL works without it.
+    pub fn save(&self, delegate: &Delegate) -> Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(|e| Error::io("create directory", &self.dir, &e))?;
+        let temporary = self.own.with_extension_appended(".tmp");
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&delegate.to_bytes())?;
+            fs::rename(&temporary, &self.own)?;
+            fs::hard_link(&self.own, &temporary)?;
+            fs::rename(&temporary, &self.flannel)
+        };
+        write().map_err(|e| Error::io("save config", &self.own, &e))
+    }
+
+    /// What ADD saved. A file that cannot be used counts as none: what DEL needs
+    /// can be had without. One of another network of the same container (flannel
+    /// keeps one for all) is left alone.
+    pub fn load(&self) -> Option<Delegate> {
+        [&self.own, &self.flannel].into_iter().find_map(|path| {
+            let bytes = fs::read(path).ok()?;
+            let delegate = Delegate::parse(&bytes, path)
+                .inspect_err(|e| eprintln!("weft-cni: {e}: going on without it"))
+                .ok()?;
+            (delegate.name() == self.network).then_some(delegate)
+        })
+    }
+
+    /// To be called when DEL is through.
+    pub fn remove(&self) -> Result<()> {
+        if self.flannel_is_ours() {
+            remove(&self.flannel)?;
+        }
+        remove(&self.own.with_extension_appended(".tmp"))?;
+        remove(&self.own)
+    }
+
+    /// flannel's file is this attachment's if it is the same file, if flannel
+    /// wrote it for this network, or if it is of no use to anybody.
+    fn flannel_is_ours(&self) -> bool {
+        match (fs::metadata(&self.own), fs::metadata(&self.flannel)) {
+            (Ok(own), Ok(flannel)) if own.ino() == flannel.ino() => true,
+            (_, Ok(flannel)) if flannel.nlink() > 1 => false,
+            (_, Ok(_)) => fs::read(&self.flannel)
+                .ok()
+                .and_then(|bytes| Delegate::parse(&bytes, &self.flannel).ok())
+                .is_none_or(|saved| saved.name() == self.network),
+            (_, Err(_)) => false,
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
+trait Append {
+    fn with_extension_appended(&self, suffix: &str) -> PathBuf;
+}
+
+impl Append for Path {
+    fn with_extension_appended(&self, suffix: &str) -> PathBuf {
+        let mut name = self.as_os_str().to_owned();
+        name.push(suffix);
+        name.into()
+    }
+}

@@ -1,0 +1,224 @@
+//! Addresses for an attachment: host-local in this process, any other IPAM
+//! plugin by executing it.
+
+mod ranges;
+mod store;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+
+use crate::config::{Delegate, parse_routes};
+use crate::error::{Error, Result};
+use crate::exec::{self, Plugin};
+use crate::fields::Fields;
+use crate::request::{Command, Request, parse_address};
+use crate::result::{Attachment, Dns, IpConfig};
+use crate::version::Version;
+use ranges::RangeSet;
+use store::{Owner, Store};
+
+const NETWORKS: &str = "/var/lib/cni/networks";
+
+/// The IPAM of a rendered config.
+#[derive(Debug)]
+pub enum Ipam<'a> {
+    /// No `ipam.type`: an interface without addresses.
+    None,
+    HostLocal(&'a Delegate),
+    Foreign(&'a Delegate, Plugin),
+}
+
+impl<'a> Ipam<'a> {
+    pub fn of(delegate: &'a Delegate) -> Result<Ipam<'a>> {
+        match delegate.ipam.as_str() {
+            "" => Ok(Ipam::None),
+            "host-local" => Ok(Ipam::HostLocal(delegate)),
+            other => Ok(Ipam::Foreign(delegate, Plugin::find(other)?)),
+        }
+    }
+
+    /// Addresses, routes and DNS, no interfaces. `fresh` says that the container
+    /// cannot have addresses yet, which saves looking for them.
+    pub fn add(&self, request: &Request, version: Version, fresh: bool) -> Result<Attachment> {
+        match self {
+            Ipam::None => Ok(Attachment::default()),
+            Ipam::HostLocal(delegate) => HostLocal::parse(delegate, request)?.add(request, fresh),
+            Ipam::Foreign(delegate, plugin) => {
+                let out = plugin.run(Command::Add, &delegate.with_prev_result(None, version))?;
+                Attachment::parse(&exec::json(&out, plugin)?, plugin.name())
+            }
+        }
+    }
+
+    /// Release all the attachment has; the addresses released, as far as known.
+    /// `known` are those it is thought to have.
+    pub fn del(&self, request: &Request, version: Version, prev: Option<&Attachment>, known: &[IpAddr]) -> Result<Vec<IpAddr>> {
+        match self {
+            Ipam::None => Ok(Vec::new()),
+            Ipam::HostLocal(delegate) => {
+                let dir = directory(delegate)?;
+                if !dir.exists() {
+                    return Ok(Vec::new());
+                }
+                let sets = range_sets(delegate).map_or(0, |sets| sets.len());
+                let hint = if known.len() == sets { known } else { &[] };
+                Store::open(&dir)?.release(&owner(request), hint)
+            }
+            Ipam::Foreign(delegate, plugin) => {
+                plugin.run(Command::Del, &delegate.with_prev_result(prev, version))?;
+                Ok(known.to_vec())
+            }
+        }
+    }
+
+    /// That the attachment has addresses.
+    pub fn check(&self, request: &Request, version: Version, prev: &Attachment) -> Result<()> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal(delegate) => {
+                let dir = directory(delegate)?;
+                if dir.exists() && !Store::open(&dir)?.of(&owner(request))?.is_empty() {
+                    return Ok(());
+                }
+                let Owner { container_id, ifname } = owner(request);
+                let dir = dir.display();
+                Err(Error::internal(format_args!("{dir}: no address is reserved for {ifname} of container {container_id}")))
+            }
+            Ipam::Foreign(delegate, plugin) => {
+                plugin.run(Command::Check, &delegate.with_prev_result(Some(prev), version)).map(drop)
+            }
+        }
+    }
+}
+
+/// A host-local config, ready to allocate from.
+struct HostLocal<'a> {
+    dir: PathBuf,
+    sets: Vec<RangeSet>,
+    requested: Vec<IpAddr>,
+    ipam: Fields<'a>,
+}
+
+impl<'a> HostLocal<'a> {
+    fn parse(delegate: &'a Delegate, request: &Request) -> Result<HostLocal<'a>> {
+        Ok(HostLocal {
+            dir: directory(delegate)?,
+            sets: range_sets(delegate)?,
+            requested: requested(delegate, request)?,
+            ipam: ipam_fields(delegate)?,
+        })
+    }
+
+    fn add(mut self, request: &Request, fresh: bool) -> Result<Attachment> {
+        let dns = self.ipam.text("resolvConf")?.filter(|p| !p.is_empty()).map(resolv_conf).transpose()?;
+        let routes = parse_routes(&self.ipam, "ipam.routes")?;
+        let owner = owner(request);
+        let store = Store::open(&self.dir)?;
+        let mut ips = Vec::new();
+        if let Err(e) = self.allocate(&store, &owner, fresh, &mut ips) {
+            let reserved: Vec<_> = ips.iter().map(|ip| ip.address.ip()).collect();
+            if !reserved.is_empty() {
+                store.release(&owner, &reserved)?;
+            }
+            return Err(e);
+        }
+        Ok(Attachment { interfaces: Vec::new(), ips, routes, dns: dns.unwrap_or_default() })
+    }
+
+    fn allocate(&mut self, store: &Store, owner: &Owner, fresh: bool, ips: &mut Vec<IpConfig>) -> Result<()> {
+        if !fresh {
+            self.refuse_duplicates(store, owner)?;
+        }
+        for (i, set) in self.sets.iter().enumerate() {
+            let (ip, range) = match ranges::take_requested(&mut self.requested, set) {
+                Some(ip) => self.reserve_requested(store, owner, i, ip)?,
+                None => store.next(owner, i, set)?.ok_or_else(|| {
+                    Error::internal(format_args!("no IP addresses available in range set {i}: {set}"))
+                })?,
+            };
+            let address = IpNetwork::new(ip, range.subnet.prefix()).map_err(Error::internal)?;
+            ips.push(IpConfig { interface: None, address, gateway: Some(range.gateway) });
+        }
+        if let Some(left) = self.requested.first() {
+            let sets: Vec<_> = self.sets.iter().map(RangeSet::to_string).collect();
+            return Err(Error::field("requested IP", left, format_args!("one address of each of {}", sets.join("; "))));
+        }
+        Ok(())
+    }
+
+    fn refuse_duplicates(&self, store: &Store, owner: &Owner) -> Result<()> {
+        let held = store.of(owner)?;
+        let Some(ip) = held.iter().find(|ip| self.sets.iter().any(|set| set.range_of(**ip).is_some())) else {
+            return Ok(());
+        };
+        let id = &owner.container_id;
+        Err(Error::internal(format_args!("{ip} has been allocated to {id}, duplicate allocation is not allowed")))
+    }
+
+    fn reserve_requested(&self, store: &Store, owner: &Owner, i: usize, ip: IpAddr) -> Result<(IpAddr, &ranges::Range)> {
+        let set = &self.sets[i];
+        let range = set.range_of(ip).ok_or_else(|| Error::internal(format_args!("{ip} is not in {set}")))?;
+        if ip == range.gateway {
+            return Err(Error::field("requested IP", ip, "an address other than the subnet's gateway"));
+        }
+        if !store.reserve(owner, i, ip)? {
+            return Err(Error::internal(format_args!("requested IP address {ip} is not available in range set {set}")));
+        }
+        Ok((ip, range))
+    }
+}
+
+fn owner(request: &Request) -> Owner {
+    Owner { container_id: request.container_id.clone(), ifname: request.ifname.to_string() }
+}
+
+fn ipam_fields(delegate: &Delegate) -> Result<Fields<'_>> {
+    let fields = delegate.fields();
+    fields.object("ipam")?.ok_or_else(|| fields.wrong("ipam", "an object"))
+}
+
+fn directory(delegate: &Delegate) -> Result<PathBuf> {
+    let data_dir = ipam_fields(delegate)?.text("dataDir")?.filter(|p| !p.is_empty()).unwrap_or(NETWORKS);
+    Ok(Path::new(data_dir).join(delegate.name()))
+}
+
+fn range_sets(delegate: &Delegate) -> Result<Vec<RangeSet>> {
+    ranges::parse(&ipam_fields(delegate)?, delegate.fields().object("runtimeConfig")?.as_ref())
+}
+
+/// Addresses asked for by `CNI_ARGS`, `args.cni.ips` and `runtimeConfig.ips`.
+fn requested(delegate: &Delegate, request: &Request) -> Result<Vec<IpAddr>> {
+    let fields = delegate.fields();
+    let mut ips: Vec<_> = request.args.ip.into_iter().collect();
+    let args = fields.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
+    for place in [args, fields.object("runtimeConfig")?].into_iter().flatten() {
+        for value in place.list("ips")? {
+            let ip = value.as_str().and_then(parse_address);
+            ips.push(ip.ok_or_else(|| Error::field(place.place("ips"), value, "an IP address"))?);
+        }
+    }
+    ips.iter_mut().for_each(|ip| *ip = ip.to_canonical());
+    ips.sort_unstable();
+    ips.dedup();
+    Ok(ips)
+}
+
+/// DNS of a file in resolv.conf(5)'s format.
+fn resolv_conf(path: &str) -> Result<Dns> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io("ipam.resolvConf", Path::new(path), &e))?;
+    let mut dns = Dns::default();
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match (words.next().as_deref(), words.next()) {
+            (Some("nameserver"), Some(server)) => dns.nameservers.push(server),
+            (Some("domain"), Some(domain)) => dns.domain = domain,
+            (Some("search"), Some(first)) => dns.search.extend(std::iter::once(first).chain(words)),
+            (Some("options"), Some(first)) => dns.options.extend(std::iter::once(first).chain(words)),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}

@@ -1,0 +1,201 @@
+//! Reservations on disk, in host-local's format (backend/disk/backend.go), so
+//! that both plugins can share a directory: a file for each address with
+//! `<containerID>\r\n<ifname>`, `last_reserved_ip.<set>`, and `lock`.
+//!
+//! A reservation is written aside and linked into place: it is there whole or
+//! not at all. Empty and torn files, as other programs leave them in a crash,
+//! count as free: whoever holds the lock knows that nobody is writing them.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::ranges::{Range, RangeSet};
+use crate::error::{Error, Result};
+use crate::request::is_identifier;
+
+/// So many addresses are tried one by one before the directory is read to know
+/// all that are taken.
+const TRIES_WITHOUT_LISTING: usize = 8;
+
+/// The reservations of one network. The lock is held as long as this lives.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Whose a reservation is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub container_id: String,
+    pub ifname: String,
+}
+
+impl Store {
+    /// Waits for the lock.
+    pub fn open(dir: &Path) -> Result<Store> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .map_err(|e| Error::io("create directory", dir, &e))?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o750).open(&path);
+        let lock = lock.map_err(|e| Error::io("open", &path, &e))?;
+        loop {
+            match flock(&lock, FlockOperation::LockExclusive) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::io("lock", &path, &e.into())),
+                Ok(()) => return Ok(Store { dir: dir.to_owned(), _lock: lock }),
+            }
+        }
+    }
+
+    /// Reserve the next free address of the set, round robin; `None` when none
+    /// is left. `set_index` is the set's place in the config.
+    pub fn next<'r>(&self, owner: &Owner, set_index: usize, set: &'r RangeSet) -> Result<Option<(IpAddr, &'r Range)>> {
+        let last = self.last_reserved(set_index);
+        let mut candidates = set.candidates(last);
+        for (ip, range) in candidates.by_ref().take(TRIES_WITHOUT_LISTING) {
+            if self.reserve(owner, set_index, ip)? {
+                return Ok(Some((ip, range)));
+            }
+        }
+        let taken = self.list()?;
+        for (ip, range) in candidates {
+            if !taken.contains(&ip) && self.reserve(owner, set_index, ip)? {
+                return Ok(Some((ip, range)));
+            }
+        }
+        // Only torn files can be free now.
+        for (ip, range) in set.candidates(last).filter(|(ip, _)| taken.contains(ip)) {
+            if self.is_torn(ip) && self.reserve(owner, set_index, ip)? {
+                return Ok(Some((ip, range)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reserve one address; false when it is taken.
+    pub fn reserve(&self, owner: &Owner, set_index: usize, ip: IpAddr) -> Result<bool> {
+        let path = self.path(ip);
+        if path.exists() && !self.is_torn(ip) {
+            return Ok(false);
+        }
+        let content = format!("{}\r\n{}", owner.container_id, owner.ifname);
+        self.replace(&path, content.as_bytes())?;
+        self.replace(&self.dir.join(last_file(set_index)), ip.to_string().as_bytes())?;
+        Ok(true)
+    }
+
+    /// Release what the owner has; the addresses released. With `hint`, as many
+    /// addresses as the owner is known to have at most, they are looked at first
+    /// and the rest only where one of them is not the owner's.
+    pub fn release(&self, owner: &Owner, hint: &[IpAddr]) -> Result<Vec<IpAddr>> {
+        // What a crash may have left.
+        let _ = fs::remove_file(self.dir.join(TEMPORARY));
+        let key = format!("{}\r\n{}", owner.container_id, owner.ifname);
+        if !hint.is_empty() && hint.iter().all(|ip| self.content(*ip).as_deref() == Some(key.as_str())) {
+            hint.iter().try_for_each(|ip| self.remove(*ip))?;
+            return Ok(hint.to_vec());
+        }
+        let mine = self.of(owner)?;
+        mine.iter().try_for_each(|ip| self.remove(*ip))?;
+        Ok(mine)
+    }
+
+    /// The addresses an owner has. Files of old host-locals, which hold no
+    /// interface, count where none with the interface is found.
+    pub fn of(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
+        let key = format!("{}\r\n{}", owner.container_id, owner.ifname);
+        let held: Vec<_> = self.list()?.into_iter().filter_map(|ip| Some((ip, self.content(ip)?))).collect();
+        let with = |key: &str| held.iter().filter(|(_, c)| c == key).map(|(ip, _)| *ip).collect::<Vec<_>>();
+        let mine = with(&key);
+        Ok(if mine.is_empty() { with(&owner.container_id) } else { mine })
+    }
+
+    fn last_reserved(&self, set_index: usize) -> Option<IpAddr> {
+        fs::read_to_string(self.dir.join(last_file(set_index))).ok()?.trim().parse().ok()
+    }
+
+    fn list(&self) -> Result<HashSet<IpAddr>> {
+        let entries = fs::read_dir(&self.dir).map_err(|e| Error::io("read directory", &self.dir, &e))?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    fn content(&self, ip: IpAddr) -> Option<String> {
+        Some(fs::read_to_string(self.path(ip)).ok()?.trim().to_owned())
+    }
+
+    fn is_torn(&self, ip: IpAddr) -> bool {
+        fs::read(self.path(ip)).is_ok_and(|bytes| is_torn(&bytes))
+    }
+
+    /// Write aside, then put in place. A name that is taken is overwritten,
+    /// hence callers look first; the lock keeps everybody else out.
+    fn replace(&self, path: &Path, content: &[u8]) -> Result<()> {
+        let temporary = self.dir.join(TEMPORARY);
+        let write = || {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?
+                .write_all(content)?;
+            fs::rename(&temporary, path)
+        };
+        write().map_err(|e| Error::io("write", path, &e))
+    }
+
+    fn remove(&self, ip: IpAddr) -> Result<()> {
+        let path = self.path(ip);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, &e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn path(&self, ip: IpAddr) -> PathBuf {
+        self.dir.join(ip.to_string())
+    }
+}
+
+/// One name is enough under the lock, and what a crash leaves is overwritten.
+const TEMPORARY: &str = ".weft.tmp";
+
+fn last_file(set_index: usize) -> String {
+    format!("last_reserved_ip.{set_index}")
+}
+
+/// Not what any host-local writes: no container ID, or a line break and no
+/// interface after it.
+fn is_torn(content: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(content) else { return true };
+    let (id, ifname) = match text.split_once("\r\n") {
+        Some((id, ifname)) => (id, Some(ifname)),
+        None => (text, None),
+    };
+    !is_identifier(id.trim_end_matches([' ', '\n', '\t'])) || ifname.is_some_and(|i| i.trim().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn torn_reservations_are_told_from_whole_and_from_old_ones() {
+        for torn in ["", "\0\0\0", "abc\r", "abc\r\n", "\r\neth0", " "] {
+            assert!(is_torn(torn.as_bytes()), "{torn:?}");
+        }
+        for whole in ["abc\r\neth0", "abc", "abc\n", "0a.b-c_d\r\nnet1"] {
+            assert!(!is_torn(whole.as_bytes()), "{whole:?}");
+        }
+    }
+}
