@@ -147,7 +147,9 @@ fn wait_for_subnet(path: &Path) -> Result<SubnetEnv> {
     let deadline = Instant::now() + SUBNET_LIMIT;
     loop {
         match read_subnet(path) {
-            Err(e) if e.code == Code::TryAgainLater as u64 && Instant::now() < deadline => thread::sleep(SUBNET_STEP),
+            Err(e) if e.code == Code::TryAgainLater as u64 && Instant::now() < deadline => {
+                thread::sleep(SUBNET_STEP)
+            }
             result => return result,
         }
     }

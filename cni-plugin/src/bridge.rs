@@ -72,19 +72,27 @@ impl Bridge {
             mac: container_mac(delegate, request)?,
             detects_duplicates: fields.bool("enabledad")?,
             masq: if fields.bool("ipMasq")? { Some(Backend::parse(&fields)?) } else { None },
-            dns: serde_json::from_value(dns).map_err(|e| fields.wrong("dns", format_args!("CNI's dns ({e})")))?,
+            dns: serde_json::from_value(dns)
+                .map_err(|e| fields.wrong("dns", format_args!("CNI's dns ({e})")))?,
         })
     }
 
     /// Wire the container up with what IPAM gave. On an error nothing is left
     /// but the bridge.
-    pub fn attach(&self, request: &Request, netns: &NetNs, ipam: Attachment, network: &str) -> Result<Attachment> {
+    pub fn attach(
+        &self,
+        request: &Request,
+        netns: &NetNs,
+        ipam: Attachment,
+        network: &str,
+    ) -> Result<Attachment> {
         let mut attachment = self.with_gateways(ipam)?;
         let mut host = Kernel::open()?;
         let bridge = self.ensure(&mut host)?;
         if self.is_gateway {
             for ip in &attachment.ips {
-                let gateway = ip.gateway.ok_or_else(|| Error::internal(format_args!("{}: no gateway", ip.address)))?;
+                let gateway =
+                    ip.gateway.ok_or_else(|| Error::internal(format_args!("{}: no gateway", ip.address)))?;
                 let gateway = IpNetwork::new(gateway, ip.address.prefix()).map_err(Error::internal)?;
                 self.ensure_gateway(&mut host, bridge, gateway)?;
                 enable_forwarding(gateway.is_ipv4())?;
@@ -122,9 +130,8 @@ impl Bridge {
         }
         for v4 in [true, false] {
             let Some(ip) = ipam.ips.iter().find(|ip| ip.address.is_ipv4() == v4) else { continue };
-            let is_default = |route: &Route| {
-                route.gw.is_some() && route.dst.is_ipv4() == v4 && route.dst.prefix() == 0
-            };
+            let is_default =
+                |route: &Route| route.gw.is_some() && route.dst.is_ipv4() == v4 && route.dst.prefix() == 0;
             if self.is_default_gateway && !ipam.routes.iter().any(is_default) {
                 ipam.routes.push(Route::to(default_route(v4)?, ip.gateway));
             }
@@ -162,9 +169,8 @@ impl Bridge {
         if addresses.iter().any(|a| a.net == gateway) {
             return Ok(());
         }
-        let in_the_way = |net: IpNetwork| {
-            gateway.is_ipv4() || net.contains(gateway.ip()) || gateway.contains(net.ip())
-        };
+        let in_the_way =
+            |net: IpNetwork| gateway.is_ipv4() || net.contains(gateway.ip()) || gateway.contains(net.ip());
         for other in addresses.iter().map(|a| a.net).filter(|net| in_the_way(*net)) {
             // A bridge without ports serves nobody: its address is of a subnet
             // that the node had before.
@@ -187,7 +193,13 @@ impl Bridge {
         Ok(())
     }
 
-    fn create_veth(&self, host: &mut Kernel, request: &Request, netns: &NetNs, bridge: u32) -> Result<IfName> {
+    fn create_veth(
+        &self,
+        host: &mut Kernel,
+        request: &Request,
+        netns: &NetNs,
+        bridge: u32,
+    ) -> Result<IfName> {
         let container = request.ifname;
         loop {
             let name = format!("veth{:08x}", u32::from_ne_bytes(random()?));
@@ -277,7 +289,8 @@ fn container_mac(delegate: &Delegate, request: &Request) -> Result<Option<Mac>> 
 /// the family.
 fn via_gateways(attachment: &Attachment) -> Vec<Route> {
     let gateway = |v4| attachment.ips.iter().filter_map(|ip| ip.gateway).find(|gw| gw.is_ipv4() == v4);
-    let complete = |route: &Route| Route { gw: route.gw.or_else(|| gateway(route.dst.is_ipv4())), ..route.clone() };
+    let complete =
+        |route: &Route| Route { gw: route.gw.or_else(|| gateway(route.dst.is_ipv4())), ..route.clone() };
     attachment.routes.iter().map(complete).collect()
 }
 
@@ -320,7 +333,8 @@ fn wait_for_addresses(kernel: &mut Kernel, name: IfName, link: u32) -> Result<()
         }
         if Instant::now() > deadline {
             let up = kernel.existing_link(name)?.carries;
-            let late = format_args!("{name} still has tentative addresses after {ADDRESS_LIMIT:?}").to_string();
+            let late =
+                format_args!("{name} still has tentative addresses after {ADDRESS_LIMIT:?}").to_string();
             return if up { Err(Error::internal(late)) } else { Ok(()) };
         }
         thread::sleep(STEP);

@@ -49,7 +49,8 @@ impl Cache {
             .map_err(|e| Error::io("create directory", &self.dir, &e))?;
         let temporary = self.own.with_extension_appended(".tmp");
         let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&delegate.to_bytes())?;
             fs::rename(&temporary, &self.own)?;
             fs::hard_link(&self.own, &temporary)?;

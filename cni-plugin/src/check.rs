@@ -23,7 +23,8 @@ pub fn check(config: &Config, request: &Request) -> Result<()> {
         return Err(Error::new(Code::IncompatibleVersion, msg));
     }
     let prev = config.prev_result.as_ref();
-    let prev = prev.ok_or_else(|| Error::new(Code::NetworkConfig, "prevResult: missing, and CHECK needs it"))?;
+    let prev =
+        prev.ok_or_else(|| Error::new(Code::NetworkConfig, "prevResult: missing, and CHECK needs it"))?;
     let delegate = match Cache::of(config, request).load() {
         Some(delegate) => delegate,
         None => delegate_of_now(config)?,
@@ -37,14 +38,17 @@ pub fn check(config: &Config, request: &Request) -> Result<()> {
     Ipam::of(&delegate)?.check(request, config.version, prev)?;
 
     let sandbox = netns.path().to_string_lossy();
-    let container = find(prev, |i| i.name == request.ifname.as_str() && i.sandbox == sandbox, request.ifname)?;
+    let container =
+        find(prev, |i| i.name == request.ifname.as_str() && i.sandbox == sandbox, request.ifname)?;
     let inside = netns.enter(|| check_container(request.ifname, container, prev))?;
     let mut host = Kernel::open()?;
     let bridge_link = host.existing_link(bridge.name)?;
     check_bridge(&bridge, &bridge_link, prev)?;
     let ends = prev.interfaces.iter().filter(|i| i.sandbox.is_empty() && i.name != bridge.name.as_str());
     for end in ends {
-        let Some(link) = end.name.parse().ok().map(|name| host.link(name)).transpose()?.flatten() else { continue };
+        let Some(link) = end.name.parse().ok().map(|name| host.link(name)).transpose()?.flatten() else {
+            continue;
+        };
         if link.is_veth && link.peer == Some(inside.index) && inside.peer == Some(link.index) {
             if link.master != Some(bridge_link.index) {
                 return Err(wrong(&end.name, format_args!("is not a port of bridge {}", bridge.name)));
@@ -60,7 +64,10 @@ fn check_bridge(bridge: &Bridge, link: &Link, prev: &Attachment) -> Result<()> {
         return Err(wrong(bridge.name, "is not a bridge"));
     }
     if link.promiscuous != bridge.promiscuous {
-        return Err(wrong(bridge.name, format_args!("promiscMode is {}, expected {}", link.promiscuous, bridge.promiscuous)));
+        return Err(wrong(
+            bridge.name,
+            format_args!("promiscMode is {}, expected {}", link.promiscuous, bridge.promiscuous),
+        ));
     }
     check_mac(find(prev, |i| i.name == bridge.name.as_str() && i.sandbox.is_empty(), bridge.name)?, link)
 }
@@ -76,13 +83,21 @@ fn check_container(name: IfName, expected: &Interface, prev: &Attachment) -> Res
     for v4 in [true, false] {
         let addresses = kernel.addresses(link.index, v4)?;
         let routes = kernel.routes(v4)?;
-        if let Some(ip) = prev.ips.iter().find(|ip| ip.address.is_ipv4() == v4 && !addresses.iter().any(|a| a.net == ip.address)) {
+        if let Some(ip) = prev
+            .ips
+            .iter()
+            .find(|ip| ip.address.is_ipv4() == v4 && !addresses.iter().any(|a| a.net == ip.address))
+        {
             return Err(wrong(name, format_args!("has no address {}", ip.address)));
         }
         let there = |dst: IpNetwork, gw: Option<IpAddr>| {
-            routes.iter().any(|(d, g)| (d.ip(), d.prefix()) == (dst.network(), dst.prefix()) && (gw == *g || gw.is_none()))
+            routes.iter().any(|(d, g)| {
+                (d.ip(), d.prefix()) == (dst.network(), dst.prefix()) && (gw == *g || gw.is_none())
+            })
         };
-        if let Some(route) = prev.routes.iter().find(|r| r.dst.is_ipv4() == v4 && r.table.is_none() && !there(r.dst, r.gw)) {
+        if let Some(route) =
+            prev.routes.iter().find(|r| r.dst.is_ipv4() == v4 && r.table.is_none() && !there(r.dst, r.gw))
+        {
             return Err(wrong(name, format_args!("route to {} is gone", route.dst)));
         }
     }

@@ -65,7 +65,8 @@ impl Config {
         let ranges: Vec<_> = env.subnet.iter().map(|(_, net)| json!([{ "subnet": masked(*net) }])).collect();
         ipam.insert("ranges".into(), ranges.into());
         let mut routes = parse_routes(&Fields::root(&self.ipam), "ipam.routes")?;
-        routes.extend(env.networks.iter().flat_map(|(_, nets)| nets).map(|net| Route::to(masked(*net), None)));
+        routes
+            .extend(env.networks.iter().flat_map(|(_, nets)| nets).map(|net| Route::to(masked(*net), None)));
         ipam.insert("routes".into(), json!(routes));
 
         conf.entry("ipMasq").or_insert_with(|| (!env.ip_masq).into());

@@ -64,7 +64,6 @@ impl Plugin {
 
 /// The result a plugin printed.
 pub fn json(output: &[u8], plugin: &Plugin) -> Result<Value> {
-    serde_json::from_slice(output).map_err(|e| {
-        Error::new(Code::Decoding, format!("result of plugin {}: {e}", plugin.name()))
-    })
+    serde_json::from_slice(output)
+        .map_err(|e| Error::new(Code::Decoding, format!("result of plugin {}: {e}", plugin.name())))
 }

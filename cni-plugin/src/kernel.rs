@@ -6,9 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
-};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
     LinkFlags, LinkInfo, LinkMessage, State,
@@ -100,7 +98,10 @@ impl Kernel {
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let answers = self.0.dump(Request::dump(RouteNetlinkMessage::GetLink(message)));
         let answers = answers.map_err(|cause| cause.of("links"))?;
-        Ok(answers.iter().filter_map(|m| if let RouteNetlinkMessage::NewLink(m) = m { Some(m.into()) } else { None }).collect())
+        Ok(answers
+            .iter()
+            .filter_map(|m| if let RouteNetlinkMessage::NewLink(m) = m { Some(m.into()) } else { None })
+            .collect())
     }
 
     /// False when a link of that name exists. A bridge that is made with a MAC
@@ -189,7 +190,9 @@ impl Kernel {
 
     pub fn add_address(&mut self, link: u32, net: IpNetwork, without_dad: bool) -> Result<()> {
         match self.0.request(add_address(link, net, without_dad)) {
-            Err(cause) if cause.errno() != Some(libc::EEXIST) => Err(cause.of(format!("address {net}")).into()),
+            Err(cause) if cause.errno() != Some(libc::EEXIST) => {
+                Err(cause.of(format!("address {net}")).into())
+            }
             _ => Ok(()),
         }
     }
@@ -197,7 +200,9 @@ impl Kernel {
     pub fn delete_address(&mut self, link: u32, net: IpNetwork) -> Result<()> {
         let request = Request::change(RouteNetlinkMessage::DelAddress(address_message(link, net)));
         match self.0.request(request) {
-            Err(cause) if cause.errno() != Some(libc::EADDRNOTAVAIL) => Err(cause.of(format!("address {net}")).into()),
+            Err(cause) if cause.errno() != Some(libc::EADDRNOTAVAIL) => {
+                Err(cause.of(format!("address {net}")).into())
+            }
             _ => Ok(()),
         }
     }
@@ -375,8 +380,10 @@ fn add_route(link: u32, route: &Route) -> Request {
         attributes.push(RouteAttribute::Table(table));
         message.header.table = RouteHeader::RT_TABLE_UNSPEC;
     }
-    let metrics = [(route.mtu, RouteMetric::Mtu(route.mtu)), (route.advmss, RouteMetric::Advmss(route.advmss))];
-    let metrics: Vec<_> = metrics.into_iter().filter(|(value, _)| *value > 0).map(|(_, metric)| metric).collect();
+    let metrics =
+        [(route.mtu, RouteMetric::Mtu(route.mtu)), (route.advmss, RouteMetric::Advmss(route.advmss))];
+    let metrics: Vec<_> =
+        metrics.into_iter().filter(|(value, _)| *value > 0).map(|(_, metric)| metric).collect();
     if !metrics.is_empty() {
         message.attributes.push(RouteAttribute::Metrics(metrics));
     }

@@ -122,7 +122,8 @@ impl Masquerade {
             return Ok(());
         }
         let jump = format!(" -j {chain}");
-        let jumps = all.lines().filter(|line| line.ends_with(&jump)).filter_map(|line| line.strip_prefix("-A "));
+        let jumps =
+            all.lines().filter(|line| line.ends_with(&jump)).filter_map(|line| line.strip_prefix("-A "));
         let deletions: String = jumps.map(|rule| format!("-D {rule}\n")).collect();
         let rules = format!("*nat\n{deletions}-F {chain}\n-X {chain}\nCOMMIT\n");
         run(tools.restore, &["--noflush", "--wait"], &rules).map(drop)
@@ -164,9 +165,11 @@ impl Masquerade {
             Err(e) if e.details.contains("No such file") => return Ok(String::new()),
             Err(e) => return Err(e),
         };
-        let chain: Value = serde_json::from_str(&chain).map_err(|e| Error::new(Code::Decoding, format!("nft: {e}")))?;
+        let chain: Value =
+            serde_json::from_str(&chain).map_err(|e| Error::new(Code::Decoding, format!("nft: {e}")))?;
         let rules = chain["nftables"].as_array().into_iter().flatten().map(|entry| &entry["rule"]);
-        let ours = rules.filter(|rule| rule["comment"].as_str().is_some_and(|c| c.starts_with(&self.nft_key)));
+        let ours =
+            rules.filter(|rule| rule["comment"].as_str().is_some_and(|c| c.starts_with(&self.nft_key)));
         Ok(ours
             .filter_map(|rule| rule["handle"].as_u64())
             .map(|handle| format!("delete rule {TABLE} masq_checks handle {handle}\n"))

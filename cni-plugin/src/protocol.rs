@@ -23,12 +23,18 @@ pub struct Reply {
 pub fn serve(stdin: impl Read, var: impl Fn(&str) -> Option<String>) -> Reply {
     let mut version = Version::NEWEST;
     match run(stdin, var, &mut version) {
-        Ok(output) => Reply { output: output.map(|v| v.to_string()).unwrap_or_default(), exit: ExitCode::SUCCESS },
+        Ok(output) => {
+            Reply { output: output.map(|v| v.to_string()).unwrap_or_default(), exit: ExitCode::SUCCESS }
+        }
         Err(e) => Reply { output: e.render(version).to_string(), exit: ExitCode::FAILURE },
     }
 }
 
-fn run(stdin: impl Read, var: impl Fn(&str) -> Option<String>, version: &mut Version) -> Result<Option<Value>> {
+fn run(
+    stdin: impl Read,
+    var: impl Fn(&str) -> Option<String>,
+    version: &mut Version,
+) -> Result<Option<Value>> {
     let Some(command) = var("CNI_COMMAND").filter(|c| !c.is_empty()) else {
         eprintln!("weft-cni {}: a CNI plugin, to be run by a container runtime", env!("CARGO_PKG_VERSION"));
         return Err(Error::new(Code::Environment, "required env variables [CNI_COMMAND] missing"));

@@ -82,7 +82,8 @@ impl Request {
             ifname,
             netns: netns.map(PathBuf::from),
             args: Args::parse(&var("CNI_ARGS").unwrap_or_default())?,
-            own_netns_allowed: var("CNI_NETNS_OVERRIDE").is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
+            own_netns_allowed: var("CNI_NETNS_OVERRIDE")
+                .is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")),
         })
     }
 }
@@ -124,7 +125,11 @@ impl Args {
             }
         }
         if !unknown.is_empty() && !ignore_unknown {
-            return Err(environment("CNI_ARGS", &unknown.join(";"), "the keys IP, MAC and IgnoreUnknown; IgnoreUnknown=1 admits others"));
+            return Err(environment(
+                "CNI_ARGS",
+                &unknown.join(";"),
+                "the keys IP, MAC and IgnoreUnknown; IgnoreUnknown=1 admits others",
+            ));
         }
         Ok(args)
     }
@@ -132,7 +137,9 @@ impl Args {
 
 /// An address, with or without the prefix length that some runtimes add.
 pub fn parse_address(text: &str) -> Option<IpAddr> {
-    text.parse().ok().or_else(|| text.contains('/').then(|| text.parse::<IpNetwork>().ok())?.map(|net| net.ip()))
+    text.parse()
+        .ok()
+        .or_else(|| text.contains('/').then(|| text.parse::<IpNetwork>().ok())?.map(|net| net.ip()))
 }
 
 pub const IDENTIFIER: &str = "a letter or digit, then letters, digits, '_', '.' and '-', 200 at most";

@@ -55,7 +55,13 @@ impl<'a> Ipam<'a> {
 
     /// Release all the attachment has; the addresses released, as far as known.
     /// `known` are those it is thought to have.
-    pub fn del(&self, request: &Request, version: Version, prev: Option<&Attachment>, known: &[IpAddr]) -> Result<Vec<IpAddr>> {
+    pub fn del(
+        &self,
+        request: &Request,
+        version: Version,
+        prev: Option<&Attachment>,
+        known: &[IpAddr],
+    ) -> Result<Vec<IpAddr>> {
         match self {
             Ipam::None => Ok(Vec::new()),
             Ipam::HostLocal(delegate) => {
@@ -85,7 +91,9 @@ impl<'a> Ipam<'a> {
                 }
                 let Owner { container_id, ifname } = owner(request);
                 let dir = dir.display();
-                Err(Error::internal(format_args!("{dir}: no address is reserved for {ifname} of container {container_id}")))
+                Err(Error::internal(format_args!(
+                    "{dir}: no address is reserved for {ifname} of container {container_id}"
+                )))
             }
             Ipam::Foreign(delegate, plugin) => {
                 plugin.run(Command::Check, &delegate.with_prev_result(Some(prev), version)).map(drop)
@@ -144,7 +152,11 @@ impl<'a> HostLocal<'a> {
         }
         if let Some(left) = self.requested.first() {
             let sets: Vec<_> = self.sets.iter().map(RangeSet::to_string).collect();
-            return Err(Error::field("requested IP", left, format_args!("one address of each of {}", sets.join("; "))));
+            return Err(Error::field(
+                "requested IP",
+                left,
+                format_args!("one address of each of {}", sets.join("; ")),
+            ));
         }
         Ok(())
     }
@@ -155,17 +167,27 @@ impl<'a> HostLocal<'a> {
             return Ok(());
         };
         let id = &owner.container_id;
-        Err(Error::internal(format_args!("{ip} has been allocated to {id}, duplicate allocation is not allowed")))
+        Err(Error::internal(format_args!(
+            "{ip} has been allocated to {id}, duplicate allocation is not allowed"
+        )))
     }
 
-    fn reserve_requested(&self, store: &Store, owner: &Owner, i: usize, ip: IpAddr) -> Result<(IpAddr, &ranges::Range)> {
+    fn reserve_requested(
+        &self,
+        store: &Store,
+        owner: &Owner,
+        i: usize,
+        ip: IpAddr,
+    ) -> Result<(IpAddr, &ranges::Range)> {
         let set = &self.sets[i];
         let range = set.range_of(ip).ok_or_else(|| Error::internal(format_args!("{ip} is not in {set}")))?;
         if ip == range.gateway {
             return Err(Error::field("requested IP", ip, "an address other than the subnet's gateway"));
         }
         if !store.reserve(owner, i, ip)? {
-            return Err(Error::internal(format_args!("requested IP address {ip} is not available in range set {set}")));
+            return Err(Error::internal(format_args!(
+                "requested IP address {ip} is not available in range set {set}"
+            )));
         }
         Ok((ip, range))
     }

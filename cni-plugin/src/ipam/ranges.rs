@@ -28,16 +28,21 @@ impl Range {
             .ok_or_else(|| fields.wrong("subnet", "a subnet such as 10.5.1.0/24"))?;
         let host_bits = if subnet.is_ipv4() { 32 } else { 128 } - subnet.prefix();
         if host_bits < 2 {
-            return Err(fields.wrong("subnet", "a subnet with room for a gateway and a host: /30, /126 or larger"));
+            return Err(
+                fields.wrong("subnet", "a subnet with room for a gateway and a host: /30, /126 or larger")
+            );
         }
         if subnet.ip() != subnet.network() {
-            return Err(fields.wrong("subnet", format_args!("no host bits: {}/{}", subnet.network(), subnet.prefix())));
+            return Err(fields
+                .wrong("subnet", format_args!("no host bits: {}/{}", subnet.network(), subnet.prefix())));
         }
         let first = bits(subnet.network()) + 1;
         let all_ones = bits(subnet.network()) | (u128::MAX >> (128 - u32::from(host_bits)));
         let last = if subnet.is_ipv4() { all_ones - 1 } else { all_ones };
         let bound = |key, default| -> Result<u128> {
-            let Some(address) = fields.parsed::<IpAddr>(key, "an address of the subnet")? else { return Ok(default) };
+            let Some(address) = fields.parsed::<IpAddr>(key, "an address of the subnet")? else {
+                return Ok(default);
+            };
             if !subnet.contains(address) {
                 return Err(fields.wrong(key, format_args!("an address of {subnet}")));
             }
@@ -47,7 +52,8 @@ impl Range {
         if start > end {
             return Err(fields.wrong("rangeEnd", "an address not below rangeStart"));
         }
-        let gateway = fields.parsed("gateway", "an IP address")?.unwrap_or_else(|| address(subnet.is_ipv4(), first));
+        let gateway =
+            fields.parsed("gateway", "an IP address")?.unwrap_or_else(|| address(subnet.is_ipv4(), first));
         Ok(Range { subnet, gateway, start, end })
     }
 
@@ -88,7 +94,9 @@ impl RangeSet {
         let before = from.map(|_| (tail, tail.start, cut));
         let spans = behind.into_iter().chain(around).chain(before);
         spans
-            .flat_map(|(range, start, end)| (start..=end).map(move |n| (address(range.subnet.is_ipv4(), n), range)))
+            .flat_map(|(range, start, end)| {
+                (start..=end).map(move |n| (address(range.subnet.is_ipv4(), n), range))
+            })
             .filter(|(ip, range)| *ip != range.gateway)
     }
 }
@@ -116,11 +124,19 @@ pub fn parse(ipam: &Fields<'_>, runtime: Option<&Fields<'_>>) -> Result<Vec<Rang
     }
     sets.extend(parse_sets(ipam, "ranges")?);
     if sets.is_empty() {
-        return Err(Error::new(Code::NetworkConfig, format!("{}: no IP ranges specified", ipam.place("ranges"))));
+        return Err(Error::new(
+            Code::NetworkConfig,
+            format!("{}: no IP ranges specified", ipam.place("ranges")),
+        ));
     }
     for (i, a) in sets.iter().enumerate() {
-        if let Some(b) = sets[i + 1..].iter().find(|b| a.0.iter().any(|x| b.0.iter().any(|y| x.overlaps(y)))) {
-            return Err(Error::field(ipam.place("ranges"), json!(b.to_string()), format_args!("no overlap with {a}")));
+        if let Some(b) = sets[i + 1..].iter().find(|b| a.0.iter().any(|x| b.0.iter().any(|y| x.overlaps(y))))
+        {
+            return Err(Error::field(
+                ipam.place("ranges"),
+                json!(b.to_string()),
+                format_args!("no overlap with {a}"),
+            ));
         }
     }
     Ok(sets)

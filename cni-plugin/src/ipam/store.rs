@@ -59,7 +59,12 @@ impl Store {
 
     /// Reserve the next free address of the set, round robin; `None` when none
     /// is left. `set_index` is the set's place in the config.
-    pub fn next<'r>(&self, owner: &Owner, set_index: usize, set: &'r RangeSet) -> Result<Option<(IpAddr, &'r Range)>> {
+    pub fn next<'r>(
+        &self,
+        owner: &Owner,
+        set_index: usize,
+        set: &'r RangeSet,
+    ) -> Result<Option<(IpAddr, &'r Range)>> {
         let last = self.last_reserved(set_index);
         let mut candidates = set.candidates(last);
         for (ip, range) in candidates.by_ref().take(TRIES_WITHOUT_LISTING) {
