@@ -33,7 +33,7 @@ impl Fields {
         if depth(text) > MAX_DEPTH {
             return Err(FieldError::Json(format!("nested more than {MAX_DEPTH} deep")));
         }
-        serde_json::from_str(text).map_err(|e| FieldError::Json(e.to_string()))
+        serde_json::from_str(text).map_err(|e| FieldError::Json(clip(&e.to_string())))
     }
 
     /// The value as it stood, `null` included; `None` where the key is missing.
@@ -188,4 +188,33 @@ fn scan(json: &str) -> impl Iterator<Item = (char, bool)> {
         }
         (c, inside)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_fits_its_type_or_is_refused_with_the_range() {
+        let fields = Fields::parse(r#"{"a":65535,"b":65536,"c":256,"d":-0,"e":null}"#).unwrap();
+        let refused = |key, value: &str, max: u64| {
+            FieldError::value(key, value, format!("a whole number from 0 to {max}"))
+        };
+
+        assert_eq!(fields.uint::<u16>("A"), Ok(Some(65535)));
+        assert_eq!(fields.uint::<u16>("b"), Err(refused("b", "65536", 65535)));
+        assert_eq!(fields.uint::<u8>("c"), Err(refused("c", "256", 255)));
+        assert_eq!(fields.uint::<u64>("d"), Err(refused("d", "-0", u64::MAX)));
+        assert_eq!(fields.uint::<u32>("e"), Ok(None));
+        assert_eq!(fields.uint::<u32>("missing"), Ok(None));
+    }
+
+    #[test]
+    fn the_last_of_equal_keys_wins_but_null_only_where_it_means_something() {
+        let fields = Fields::parse(r#"{"Mtu":1,"mtu":2,"MTU":null,"\u212aey":"\u017f"}"#).unwrap();
+
+        assert_eq!(fields.uint("mTU"), Ok(Some(2_u32)));
+        assert_eq!(fields.raw("mTU").map(RawValue::get), Some("null"));
+        assert_eq!(fields.string("key"), Ok(Some("\u{17f}".to_owned())));
+    }
 }

@@ -84,11 +84,7 @@ pub fn is_own(own: &PerFamily<IpAddr>, published: &PerFamily<IpAddr>) -> bool {
 pub fn fits(config: &NetworkConfig, key: &SubnetKey) -> bool {
     Family::BOTH.into_iter().all(|family| match (config.pools.get(family), key.net(family)) {
         (None, None) => true,
-        (Some(pool), Some(net)) => {
-            let base = number(net.ip());
-            net.prefix() == pool.subnet_len
-                && (number(pool.subnet_min)..=number(pool.subnet_max)).contains(&base)
-        }
+        (Some(pool), Some(net)) => pool.contains_subnet(net),
         _ => false,
     })
 }
@@ -102,10 +98,7 @@ fn draw(
     for (family, pool) in config.pools.iter() {
         let free = free(family, pool, taken);
         if free.is_empty() {
-            return Choice::Exhausted(format!(
-                "every /{} of {} from {} to {} is taken",
-                pool.subnet_len, pool.network, pool.subnet_min, pool.subnet_max
-            ));
+            return Choice::Exhausted(format!("every subnet of {pool} is taken"));
         }
         nets.set(family, free.get(random(free.len())).or(free.first()).copied());
     }

@@ -5,7 +5,11 @@
 
 pub mod alloc;
 mod record;
+pub mod renewal;
+pub mod table;
 
+#[cfg(feature = "daemon")]
+pub mod env_file;
 #[cfg(feature = "daemon")]
 pub mod store;
 

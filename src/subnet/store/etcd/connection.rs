@@ -80,12 +80,30 @@ impl Connection {
         for i in 0..self.endpoints.len() {
             let index = (first + i) % self.endpoints.len();
             let endpoint = &self.endpoints[index];
-            let attempt = async { op(self.client(endpoint).await?).await };
-            let failure = match timeout(CALL_TIMEOUT, attempt).await {
-                Ok(Ok(value)) => {
+            match self.attempt(endpoint, &op).await {
+                Ok(value) => {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(value);
                 }
+                Err(failure) if failure.is_answer() || failure.is_refusal() => return Err(failure),
+                Err(failure) => failures.push(format!("{endpoint}{failure}")),
+            }
+        }
+        Err(Failure { code: Code::Unavailable, message: failures.join("; ") })
+    }
+
+    /// Ask one endpoint. A connection from before may have died unnoticed, so
+    /// that its failure says nothing: it is tried again on a new one.
+    async fn attempt<T, F, Fut>(&self, endpoint: &Endpoint, op: &F) -> Result<T, Failure>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        loop {
+            let old = endpoint.client.lock().await.is_some();
+            let call = async { op(self.client(endpoint).await?).await };
+            let failure = match timeout(CALL_TIMEOUT, call).await {
+                Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => Failure::new(&error),
                 Err(_) => Failure::timeout(),
             };
@@ -94,12 +112,10 @@ impl Connection {
             }
             // A new client reads the certificates and logs in afresh.
             *endpoint.client.lock().await = None;
-            failures.push(format!("{endpoint}{failure}"));
-            if failure.is_refusal() {
+            if !old || failure.code == Code::DeadlineExceeded {
                 return Err(failure);
             }
         }
-        Err(Failure { code: Code::Unavailable, message: failures.join("; ") })
     }
 
     /// Begin with another endpoint at the next call: this one broke a stream.

@@ -23,6 +23,7 @@ pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, Stor
         seen: None,
         outage: false,
         pauses: Box::new(reconnect_pauses()),
+        rest: false,
         queue: VecDeque::new(),
     };
     watcher.queue.push_back(StoreEvent::Snapshot(from));
@@ -46,6 +47,8 @@ struct Watcher {
     /// `Disconnected` was reported, `Connected` not yet.
     outage: bool,
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
+    /// Pause before the next connect: no fault of the store makes a hot loop.
+    rest: bool,
     queue: VecDeque<StoreEvent>,
 }
 
@@ -77,6 +80,10 @@ impl Watcher {
     }
 
     async fn connect(&mut self) -> Result<(), Failure> {
+        if self.rest {
+            tokio::time::sleep(self.pauses.next().unwrap_or_default()).await;
+            self.rest = false;
+        }
         // A read first: it renews an expired login, which a watch would only
         // report as a cancellation, and says whether our revision still counts.
         let key = self.store.keys.config();
@@ -116,6 +123,7 @@ impl Watcher {
     async fn take_in(&mut self, response: &WatchResponse) -> Result<(), Failure> {
         if response.compact_revision() > 0 {
             self.stream = None;
+            self.rest = true;
             return self.snapshot().await;
         }
         if response.canceled() {
@@ -124,7 +132,9 @@ impl Watcher {
                 response.cancel_reason()
             )));
         }
-        self.pauses = Box::new(reconnect_pauses());
+        if !response.created() {
+            self.pauses = Box::new(reconnect_pauses());
+        }
         for event in response.events() {
             let Some(record) = event.kv() else { continue };
             // Not event_type(), which panics on what it does not know.
@@ -167,6 +177,7 @@ impl Watcher {
 
     async fn lost(&mut self, failure: &Failure) {
         self.stream = None;
+        self.rest = true;
         // One answer was too large: a listing comes in smaller pages.
         if failure.code == Code::OutOfRange && self.snapshot().await.is_ok() {
             return;
@@ -175,9 +186,7 @@ impl Watcher {
         if !self.outage {
             self.outage = true;
             self.queue.push_back(StoreEvent::Disconnected(failure.to_string()));
-            return;
         }
-        tokio::time::sleep(self.pauses.next().unwrap_or_default()).await;
     }
 
     fn up(&mut self) {

@@ -1,0 +1,71 @@
+//! When this node's lease is renewed. Pure: time and randomness are arguments.
+
+use std::time::{Duration, Instant};
+
+/// Between two tries of a renewal that fails, at most.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+const MIN_RETRY: Duration = Duration::from_secs(1);
+
+/// When to renew a lease, and when it is too late.
+#[derive(Clone, Debug)]
+pub struct Timer {
+    margin: Duration,
+    /// When the store forgets the lease; `None` for a reservation.
+    expiry: Option<Instant>,
+    /// `None`: nothing to do.
+    next: Option<Instant>,
+    failures: u32,
+}
+
+/// What is to be done about the lease now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing before this instant.
+    At(Instant),
+    Renew,
+    /// The time is over: the subnet may become another node's at any moment.
+    Acquire,
+    /// A reservation needs no renewal.
+    Never,
+}
+
+impl Timer {
+    /// A lease of `ttl` from `now`, renewed `margin` before its end
+    /// (`--subnet-lease-renew-margin`), but not before half its time is over.
+    pub fn new(margin: Duration, now: Instant, ttl: Option<Duration>) -> Timer {
+        let mut timer = Timer { margin, expiry: None, next: None, failures: 0 };
+        timer.renewed(now, ttl);
+        timer
+    }
+
+    /// The store answered at `now` that the lease is good for `ttl`.
+    pub fn renewed(&mut self, now: Instant, ttl: Option<Duration>) {
+        self.failures = 0;
+        self.expiry = ttl.map(|ttl| now + ttl);
+        self.next = ttl.map(|ttl| now + ttl.saturating_sub(self.margin).max(ttl / 2));
+    }
+
+    /// A renewal failed at `now`: try again after a pause that doubles from a
+    /// second to a minute, of which `random` (0 to 1) takes up to half away.
+    pub fn failed(&mut self, now: Instant, random: f64) {
+        let pause = MIN_RETRY.saturating_mul(1 << self.failures.min(10)).min(MAX_RETRY);
+        self.failures += 1;
+        let retry = now + pause.mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0);
+        let expiry = self.expiry.filter(|expiry| *expiry > now);
+        self.next = Some(expiry.map_or(retry, |expiry| retry.min(expiry)));
+    }
+
+    /// Whatever was to come, renew now: the lease is in doubt.
+    pub fn hurry(&mut self, now: Instant) {
+        self.next = Some(self.next.map_or(now, |next| next.min(now)));
+    }
+
+    pub fn due(&self, now: Instant) -> Due {
+        match self.next {
+            None => Due::Never,
+            Some(next) if now < next => Due::At(next),
+            Some(_) if self.expiry.is_some_and(|expiry| now >= expiry) => Due::Acquire,
+            Some(_) => Due::Renew,
+        }
+    }
+}
