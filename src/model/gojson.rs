@@ -1,5 +1,6 @@
 //! JSON as Go's `encoding/json` takes it: keys match without regard to case,
-//! unknown keys are ignored, the last of several equal keys wins, `null` leaves
+//! unknown keys are ignored, of several equal keys all must be well-formed and the
+//! last one wins, `null` leaves
 //! a plain field as it was.
 
 use std::fmt;
@@ -38,7 +39,7 @@ impl Fields {
 
     /// The value as it stood, `null` included; `None` where the key is missing.
     pub(crate) fn raw(&self, key: &str) -> Option<&RawValue> {
-        self.all(key).next()
+        self.all(key).last()
     }
 
     pub(crate) fn string(&self, key: &'static str) -> Result<Option<String>, FieldError> {
@@ -64,15 +65,19 @@ impl Fields {
         &self,
         key: &'static str,
         pointer: bool,
-        parse: impl FnOnce(&str) -> Option<T>,
+        parse: impl Fn(&str) -> Option<T>,
         expected: &str,
     ) -> Result<Option<T>, FieldError> {
-        let Some(raw) = self.raw(key).map(RawValue::get) else { return Ok(None) };
-        if pointer && raw == "null" {
-            return Ok(None);
+        let mut value = None;
+        for raw in self.all(key).map(RawValue::get) {
+            if pointer && raw == "null" {
+                value = None;
+                continue;
+            }
+            let parsed = serde_json::from_str::<String>(raw).ok().and_then(|text| parse(&text));
+            value = Some(parsed.ok_or_else(|| FieldError::value(key, raw, expected))?);
         }
-        let value = serde_json::from_str::<String>(raw).ok().and_then(|text| parse(&text));
-        value.map(Some).ok_or_else(|| FieldError::value(key, raw, expected))
+        Ok(value)
     }
 
     fn scalar<'a, T: Deserialize<'a>>(
@@ -80,15 +85,16 @@ impl Fields {
         key: &'static str,
         expected: &str,
     ) -> Result<Option<T>, FieldError> {
-        let Some(raw) = self.all(key).map(RawValue::get).find(|text| *text != "null") else {
-            return Ok(None);
-        };
-        serde_json::from_str(raw).map(Some).map_err(|_| FieldError::value(key, raw, expected))
+        let mut value = None;
+        for raw in self.all(key).map(RawValue::get).filter(|raw| *raw != "null") {
+            value = Some(serde_json::from_str(raw).map_err(|_| FieldError::value(key, raw, expected))?);
+        }
+        Ok(value)
     }
 
-    /// Values of a key, the last one first.
+    /// Every value of a key: all must be well-formed, and the last one wins.
     fn all(&self, key: &str) -> impl Iterator<Item = &RawValue> {
-        self.0.iter().rev().filter(move |(name, _)| same_name(name, key)).map(|(_, value)| &**value)
+        self.0.iter().filter(move |(name, _)| same_name(name, key)).map(|(_, value)| &**value)
     }
 }
 

@@ -37,6 +37,9 @@ fn configs() {
         (r#"{"Network":"10.5.0.0/255.255.0.0"}"#.into(), format!("Network: \"10.5.0.0/255.255.0.0\": {network}")),
         (r#"{"Network":"010.5.0.0/16"}"#.into(), format!("Network: \"010.5.0.0/16\": {network}")),
         (r#"{"Network":"fd00::/48"}"#.into(), format!("Network: \"fd00::/48\": {network}")),
+        // A value that a later one overrides must be well-formed all the same.
+        (r#"{"Network":64,"network":"10.5.0.0/16"}"#.into(), format!("Network: 64: {network}")),
+        (v4(r#","EnableIPv6":"no","EnableIPv6":false"#), "EnableIPv6: \"no\": expected true or false".into()),
         (r#"{"Network":["10.5.0.0/16"]}"#.into(), format!("Network: [\"10.5.0.0/16\"]: {network}")),
         (r#"{"Network":"10.5.0.0/29"}"#.into(), format!("Network: 10.5.0.0/29: {too_small}")),
         (v4(r#","SubnetLen":17"#), format!("SubnetLen: 17: {len_16}")),
