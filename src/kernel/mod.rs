@@ -1,4 +1,37 @@
 //! What touches the kernel. The netlink transaction layer is synchronous and
-//! shared with the CNI plugin; the rest is the daemon's.
+//! shared with the CNI plugin; the rest is the daemon's: `Rtnl` reads and
+//! writes, `Monitor` listens, `Fake` stands in for both in tests.
 
 pub mod netlink;
+
+#[cfg(feature = "daemon")]
+mod entry;
+#[cfg(feature = "daemon")]
+pub mod fake;
+#[cfg(feature = "daemon")]
+mod learn;
+#[cfg(feature = "daemon")]
+mod monitor;
+#[cfg(feature = "daemon")]
+pub mod nexthop;
+#[cfg(feature = "daemon")]
+mod offload;
+#[cfg(feature = "daemon")]
+mod request;
+#[cfg(feature = "daemon")]
+mod rtnl;
+#[cfg(feature = "daemon")]
+mod sysctl;
+#[cfg(feature = "daemon")]
+mod view;
+
+#[cfg(feature = "daemon")]
+pub use entry::{Entry, Hop, LinkEntry, VxlanEntry};
+#[cfg(feature = "daemon")]
+pub use learn::{Effect, View};
+#[cfg(feature = "daemon")]
+pub use monitor::Monitor;
+#[cfg(feature = "daemon")]
+pub use rtnl::{Nexthops, Rtnl};
+#[cfg(feature = "daemon")]
+pub use view::{Events, Kernel, KernelEvent, Scope};

@@ -26,6 +26,8 @@ use rustix::net::sockopt;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use error::{Cause, NetlinkError, errno_name};
+#[cfg(feature = "daemon")]
+pub(crate) use reply::messages;
 use reply::{Acks, Dump, Outcome};
 
 /// Requests sent and acknowledged together. Their ACKs must fit the receive
@@ -290,7 +292,7 @@ fn set_recv_timeout(socket: &Socket, limit: Duration) -> io::Result<()> {
     Ok(sockopt::set_socket_timeout(borrow(socket), sockopt::Timeout::Recv, Some(limit))?)
 }
 
-fn borrow(socket: &Socket) -> BorrowedFd<'_> {
+pub(crate) fn borrow(socket: &Socket) -> BorrowedFd<'_> {
     // SAFETY: the socket owns the descriptor and outlives the borrow.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }

@@ -1,0 +1,64 @@
+use std::collections::BTreeSet;
+use std::future::Future;
+
+use super::Entry;
+use super::netlink::NetlinkError;
+use crate::desired::{Desired, Observed, Op, Ownership};
+use crate::model::IfName;
+
+/// The kernel as the reconciler sees it. Calls are synchronous and short: the
+/// kernel does the work inside the system call.
+pub trait Kernel: Send {
+    /// The state of what is in `scope`, read afresh.
+    fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError>;
+
+    /// Do `ops` in their order; one result for each. A refused one does not
+    /// keep the rest from being done. What is to be removed and is not there
+    /// counts as done.
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>>;
+}
+
+/// What the kernel tells of its own accord.
+pub trait Events: Send {
+    /// Wait until there is something to `drain`.
+    fn ready(&mut self) -> impl Future<Output = Result<(), NetlinkError>> + Send;
+
+    /// What has been told up to now, in the kernel's order. Whatever was told
+    /// before a change of ours was made comes before that change's own echo.
+    fn drain(&mut self) -> Vec<KernelEvent>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// It is there, new or changed.
+    Added(Entry),
+    Removed(Entry),
+    /// Notifications were lost, for this reason: look at everything again.
+    Resync(String),
+}
+
+/// What of the kernel's state is looked at: as little as the diff needs, since
+/// a node may have thousands of links and routes of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Links of ours, there or not.
+    pub tunnels: BTreeSet<IfName>,
+    /// The link below.
+    pub uplink: Option<IfName>,
+    /// Paths below `/proc/sys`.
+    pub sysctls: BTreeSet<String>,
+}
+
+impl Scope {
+    pub fn new(want: &Desired, own: &Ownership, uplink: IfName) -> Scope {
+        Scope {
+            tunnels: want.links.keys().chain(&own.links).copied().collect(),
+            uplink: Some(uplink),
+            sysctls: want.sysctls.keys().cloned().collect(),
+        }
+    }
+
+    pub fn links(&self) -> impl Iterator<Item = IfName> {
+        self.tunnels.iter().copied().chain(self.uplink)
+    }
+}

@@ -1,0 +1,68 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Inputs;
+use crate::backends::Rejected;
+use crate::desired::{Desired, Observed};
+use crate::kernel::netlink::NetlinkError;
+
+/// How the reconciler fares; published after each pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The kernel has all that is wanted, as far as is known.
+    pub synced: bool,
+    /// The revision of the target that the last pass was for.
+    pub revision: u64,
+    pub passes: u64,
+    /// When the last pass ended, and how long it took.
+    pub last: Option<SystemTime>,
+    pub took: Duration,
+    /// How often the kernel's state was read.
+    pub looks: u64,
+    /// Ops done, by kind (`set_route`, …).
+    pub ops: BTreeMap<&'static str, u64>,
+    /// Those among them that set right what others had changed.
+    pub repairs: u64,
+    /// Peers left out.
+    pub rejected: Vec<Rejected>,
+    /// What failed or is waited for; each names its object and the way out.
+    pub failed: Vec<String>,
+}
+
+/// What is wanted and what is there, read for whoever asked.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub inputs: Arc<Inputs>,
+    pub observed: Observed,
+    pub desired: Desired,
+}
+
+/// A running reconciler, from outside.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    state: watch::Receiver<State>,
+    requests: mpsc::Sender<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
+}
+
+impl Handle {
+    pub(super) fn new(
+        state: watch::Receiver<State>,
+        requests: mpsc::Sender<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
+    ) -> Handle {
+        Handle { state, requests }
+    }
+
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// A fresh look at the kernel; `None` where the reconciler has stopped.
+    pub async fn observe(&self) -> Option<Result<Snapshot, NetlinkError>> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(reply).await.ok()?;
+        answer.await.ok()
+    }
+}
