@@ -300,7 +300,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if synced {
             self.settled = Some(self.revision);
         }
-        let waiting = tally.waiting.iter().map(|link| format!("link {link}: missing or down: waiting for it"));
+        let waiting =
+            tally.waiting.iter().map(|link| format!("link {link}: missing or down: waiting for it"));
         let failed: Vec<_> = waiting.chain(self.failures.texts()).collect();
         self.state.send_modify(|state| {
             for text in failed.iter().filter(|_| failed.len() <= 10 || state.failed.is_empty()).take(10) {

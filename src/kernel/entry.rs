@@ -106,7 +106,9 @@ impl Entry {
                 NexthopAttribute::Id(value) => id = Some(*value),
                 NexthopAttribute::Oif(value) => link = Some(*value),
                 NexthopAttribute::Gateway(value) => via = Some(*value),
-                NexthopAttribute::Group(_) | NexthopAttribute::Blackhole | NexthopAttribute::Fdb => other = true,
+                NexthopAttribute::Group(_) | NexthopAttribute::Blackhole | NexthopAttribute::Fdb => {
+                    other = true
+                }
                 _ => {}
             }
         }
@@ -223,7 +225,9 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
     let link = message.header.ifindex;
     let permanent = u16::from(message.header.state) & NUD_PERMANENT != 0;
     match message.header.family {
-        AddressFamily::Bridge => Some(Entry::Fdb { link, mac: lladdr?, dst: Some(dst?).filter(|_| permanent) }),
+        AddressFamily::Bridge => {
+            Some(Entry::Fdb { link, mac: lladdr?, dst: Some(dst?).filter(|_| permanent) })
+        }
         _ => Some(Entry::Neighbour { link, ip: dst?, mac: lladdr.filter(|_| permanent) }),
     }
 }

@@ -5,8 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable, ErrorContext, Nla, NlaBuffer, NlasIterator, NetlinkDeserializable,
-    NetlinkHeader, NetlinkSerializable, Parseable, parse_ip, parse_u16, parse_u32,
+    DecodeError, DefaultNla, Emitable, ErrorContext, NetlinkDeserializable, NetlinkHeader,
+    NetlinkSerializable, Nla, NlaBuffer, NlasIterator, Parseable, parse_ip, parse_u16, parse_u32,
 };
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteFlags, RouteProtocol};

@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use netlink_packet_core::NetlinkSerializable;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -139,11 +137,8 @@ pub(super) fn set_nexthop(id: u32, link: u32, nexthop: Nexthop) -> Request {
         flags: if nexthop.onlink { RouteFlags::Onlink } else { RouteFlags::empty() },
         ..NexthopHeader::default()
     };
-    let attributes = vec![
-        NexthopAttribute::Id(id),
-        NexthopAttribute::Oif(link),
-        NexthopAttribute::Gateway(nexthop.via),
-    ];
+    let attributes =
+        vec![NexthopAttribute::Id(id), NexthopAttribute::Oif(link), NexthopAttribute::Gateway(nexthop.via)];
     Request::replace(NexthopNetlinkMessage::New(NexthopMessage { header, attributes }))
 }
 
