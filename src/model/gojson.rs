@@ -1,15 +1,13 @@
 //! JSON as Go's `encoding/json` takes it: keys match without regard to case,
-//! unknown keys are ignored, of several equal keys all must be well-formed and the
-//! last one wins, `null` leaves
-//! a plain field as it was.
+//! unknown keys are ignored, `null` leaves a plain field as it was; of several
+//! equal keys all must be well-formed and the last one wins.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// More than etcd's own limit on a value leaves room for; bounds the work a
-/// hostile record can cause.
+/// Bounds the work that a hostile record can cause: etcd takes up to 1.5 MiB.
 pub(crate) const MAX_TEXT: usize = 1 << 20;
 
 /// No config or lease nests deeper than four.

@@ -203,7 +203,7 @@ impl PoolKeys {
 /// as unset, as Go's zero values do.
 struct PoolText {
     network: Option<IpNetwork>,
-    len: Option<u64>,
+    len: Option<u8>,
     min: Option<IpAddr>,
     max: Option<IpAddr>,
 }
@@ -233,29 +233,9 @@ impl PoolText {
                 format!("an {} network longer than /0, since {} is true", keys.family, keys.enable);
             return Err(FieldError::value(keys.network, "unset", expected));
         };
-        // The first subnet is left out by default, so four leave three; each
-        // has room for a tunnel's and a bridge's address.
-        if network.prefix() > bits - 4 {
-            let expected =
-                format!("a prefix length of at most {}, to hold four subnets of four addresses", bits - 4);
-            return Err(FieldError::value(keys.network, &network.to_string(), expected));
-        }
-        let shortest = network.prefix() + 2;
-        let subnet_len = match self.len {
-            None => keys.default_len.max(shortest),
-            Some(len) => {
-                u8::try_from(len).ok().filter(|len| (shortest..=bits - 2).contains(len)).ok_or_else(|| {
-                    let expected = format!(
-                        "{shortest} to {}, for {network} to hold four subnets of four addresses or more",
-                        bits - 2
-                    );
-                    FieldError::value(keys.len, &len.to_string(), expected)
-                })?
-            }
-        };
+        let subnet_len = self.subnet_len(keys, network)?;
 
-        let size = 1_u128 << (bits - subnet_len);
-        let base = number(network.network());
+        let size = 1_u128 << (keys.family.bits() - subnet_len);
         let bound = |key, given: Option<IpAddr>, default| match given {
             None => Ok(keys.family.addr(default)),
             Some(addr) if network.contains(addr) && number(addr).is_multiple_of(size) => Ok(addr),
@@ -264,12 +244,35 @@ impl PoolText {
                 Err(FieldError::value(key, &text(addr), expected))
             }
         };
-        let subnet_min = bound(keys.min, self.min, base + size)?;
+        // The first subnet shares its first address with the network's.
+        let subnet_min = bound(keys.min, self.min, number(network.network()) + size)?;
         let subnet_max = bound(keys.max, self.max, number(network.broadcast()) - (size - 1))?;
         if subnet_min > subnet_max {
             let expected = format!("{} ({}) or after it", keys.min, text(subnet_min));
             return Err(FieldError::value(keys.max, &text(subnet_max), expected));
         }
         Ok(Pool { network, subnet_len, subnet_min, subnet_max })
+    }
+
+    /// A network holds four subnets at least, three of them to lease, and a
+    /// subnet four addresses, for a tunnel and a bridge to have theirs.
+    fn subnet_len(&self, keys: &PoolKeys, network: IpNetwork) -> Result<u8, FieldError> {
+        let longest = keys.family.bits() - 2;
+        let shortest = network.prefix() + 2;
+        if shortest > longest {
+            let expected =
+                format!("a prefix length of at most {}, to hold four subnets of four addresses", longest - 2);
+            return Err(FieldError::value(keys.network, &network.to_string(), expected));
+        }
+        match self.len {
+            None => Ok(keys.default_len.max(shortest)),
+            Some(len) if (shortest..=longest).contains(&len) => Ok(len),
+            Some(len) => {
+                let expected = format!(
+                    "{shortest} to {longest}, for {network} to hold four subnets of four addresses or more"
+                );
+                Err(FieldError::value(keys.len, &len.to_string(), expected))
+            }
+        }
     }
 }
