@@ -227,7 +227,6 @@ impl PoolText {
     }
 
     fn resolve(self, keys: &PoolKeys) -> Result<Pool, FieldError> {
-        let bits = keys.family.bits();
         let Some(network) = self.network else {
             let expected =
                 format!("an {} network longer than /0, since {} is true", keys.family, keys.enable);
