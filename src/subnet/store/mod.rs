@@ -1,6 +1,7 @@
 //! Where leases live. One trait; etcd v3 is the one client path, the built-in
 //! store serves the same API.
 
+pub mod builtin;
 mod etcd;
 
 use futures_util::future::BoxFuture;
