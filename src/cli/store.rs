@@ -78,7 +78,9 @@ fn options(args: StoreArgs) -> anyhow::Result<ServeOptions> {
     let tls = match (args.cert_file, args.key_file, args.trusted_ca_file) {
         (Some(cert), Some(key), Some(client_ca)) => Some(TlsFiles { cert, key, client_ca }),
         (None, None, None) => None,
-        _ => bail!("--cert-file, --key-file and --trusted-ca-file go together: clients are let in by certificate"),
+        _ => bail!(
+            "--cert-file, --key-file and --trusted-ca-file go together: clients are let in by certificate"
+        ),
     };
     for url in args.listen_client_urls {
         match url {
@@ -100,7 +102,8 @@ fn options(args: StoreArgs) -> anyhow::Result<ServeOptions> {
 fn listen_url(text: &str) -> Result<ListenUrl, String> {
     let expected = "expected unix:///path, https://address:port or http://address:port";
     let Some((scheme, rest)) = text.split_once("://") else { return Err(expected.into()) };
-    let address = || rest.trim_end_matches('/').parse().map_err(|cause| format!("{rest}: {cause}; {expected}"));
+    let address =
+        || rest.trim_end_matches('/').parse().map_err(|cause| format!("{rest}: {cause}; {expected}"));
     match scheme {
         "unix" if Path::new(rest).is_absolute() => Ok(ListenUrl::Unix(rest.into())),
         "http" => address().map(ListenUrl::Http),
@@ -117,7 +120,9 @@ mod tests {
     fn listen_urls_are_parsed_or_refused_with_what_is_accepted() {
         assert_eq!(listen_url("unix:///run/weft.sock"), Ok(ListenUrl::Unix("/run/weft.sock".into())));
         assert_eq!(listen_url("http://127.0.0.1:2379/"), Ok(ListenUrl::Http(([127, 0, 0, 1], 2379).into())));
-        for bad in ["/run/weft.sock", "unix://relative", "http://localhost:1", "tcp://127.0.0.1:1", "https://[::1"] {
+        for bad in
+            ["/run/weft.sock", "unix://relative", "http://localhost:1", "tcp://127.0.0.1:1", "https://[::1"]
+        {
             assert!(listen_url(bad).unwrap_err().contains("expected unix:///path"), "{bad}");
         }
     }

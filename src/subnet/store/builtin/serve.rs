@@ -83,7 +83,9 @@ impl Owner {
         let tcp = bind_all(tcp).await?;
         let (engine, thread) = Engine::start(&dir.database())?;
         let sockets = std::iter::once(dir.socket()).chain(unix.iter().cloned());
-        let unix = sockets.map(|path| bind_unix(&path).map(|listener| (path, listener))).collect::<Result<_, _>>()?;
+        let unix = sockets
+            .map(|path| bind_unix(&path).map(|listener| (path, listener)))
+            .collect::<Result<_, _>>()?;
         Ok(Self { dir, engine, thread, unix, tcp, lock })
     }
 
@@ -210,9 +212,8 @@ async fn bind_all(
 }
 
 fn server_tls(files: &TlsFiles) -> Result<ServerTlsConfig, BuiltinError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|cause| BuiltinError::TlsFile { path: path.into(), cause })
-    };
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|cause| BuiltinError::TlsFile { path: path.into(), cause });
     Ok(ServerTlsConfig::new()
         .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?))
         .client_ca_root(Certificate::from_pem(read(&files.client_ca)?)))

@@ -51,7 +51,9 @@ impl PbKvService for Service {
         &self,
         _: Request<PbRangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(Status::unimplemented("weft store: RangeStream is younger than the etcd 3.4 served here; use Range"))
+        Err(Status::unimplemented(
+            "weft store: RangeStream is younger than the etcd 3.4 served here; use Range",
+        ))
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {

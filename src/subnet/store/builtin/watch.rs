@@ -116,7 +116,8 @@ impl Stream {
                     return Ok(());
                 }
                 self.catch_up().await?;
-                let response = PbWatchResponse { watch_id: cancel.watch_id, canceled: true, ..Default::default() };
+                let response =
+                    PbWatchResponse { watch_id: cancel.watch_id, canceled: true, ..Default::default() };
                 self.send(self.seen, response).await
             }
             PbWatchRequestUnion::ProgressRequest(_) => {
@@ -226,7 +227,8 @@ impl Stream {
                     watcher.next = watcher.next.max(upto + 1);
                     if !events.is_empty() {
                         watcher.busy = true;
-                        self.send(revision, PbWatchResponse { watch_id, events, ..Default::default() }).await?;
+                        self.send(revision, PbWatchResponse { watch_id, events, ..Default::default() })
+                            .await?;
                     }
                     if upto >= revision {
                         return Ok(());

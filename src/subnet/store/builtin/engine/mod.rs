@@ -62,8 +62,8 @@ impl Engine {
     /// joins the thread before it lets go of it.
     pub fn start(path: &Path) -> Result<(Self, JoinHandle<()>), BuiltinError> {
         let connection = sqlite::open(path)?;
-        let mvcc = Mvcc::load(connection)
-            .map_err(|cause| BuiltinError::Sqlite { path: path.into(), cause })?;
+        let mvcc =
+            Mvcc::load(connection).map_err(|cause| BuiltinError::Sqlite { path: path.into(), cause })?;
         let (messages, inbox) = mpsc::channel();
         let engine = Self {
             messages,

@@ -49,7 +49,11 @@ impl Identity {
 pub(in super::super) enum Replay {
     /// All matching events up to and with `upto`; there is more if that is
     /// below `revision`.
-    Events { events: Vec<PbEvent>, upto: i64, revision: i64 },
+    Events {
+        events: Vec<PbEvent>,
+        upto: i64,
+        revision: i64,
+    },
     Compacted(i64),
 }
 
@@ -73,7 +77,8 @@ impl Mvcc {
             Ok(Identity { cluster_id: id(row, 0)?, member_id: id(row, 1)?, term: id(row, 2)? })
         })?;
         let leases = Leases::default();
-        let mut mvcc = Self { connection, identity, leases, revision: 0, compacted: 0, sub: 0, events: vec![] };
+        let mut mvcc =
+            Self { connection, identity, leases, revision: 0, compacted: 0, sub: 0, events: vec![] };
         mvcc.reload()?;
         Ok(mvcc)
     }
@@ -126,8 +131,7 @@ impl Mvcc {
 
     /// Bytes of the file, and of its pages in use.
     pub fn size(&self) -> rusqlite::Result<(i64, i64)> {
-        let pragma =
-            |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let pragma = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (size, pages, free) = (pragma("page_size")?, pragma("page_count")?, pragma("freelist_count")?);
         Ok((size * pages, size * (pages - free)))
     }
@@ -184,7 +188,8 @@ impl Mvcc {
         } else {
             self.count(&range, revision)?
         };
-        let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
+        let within =
+            |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
         kvs.retain(|kv| {
             within(kv.mod_revision, bounds[0], bounds[1]) && within(kv.create_revision, bounds[2], bounds[3])
         });
@@ -307,7 +312,8 @@ impl Mvcc {
             }
             None => None,
         };
-        let sql = "INSERT INTO log (mod_revision, sub, key, value, create_revision, version, lease, tombstone)
+        let sql =
+            "INSERT INTO log (mod_revision, sub, key, value, create_revision, version, lease, tombstone)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         self.connection.prepare_cached(sql)?.execute(params![
             kv.mod_revision,

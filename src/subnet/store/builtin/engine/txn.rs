@@ -7,8 +7,8 @@ use etcd_client::proto::{
     PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
 };
 
-use super::super::error::RequestError;
 use super::super::check;
+use super::super::error::RequestError;
 use super::{KeyRange, Mvcc};
 
 /// Operations of one transaction, and of its nested ones along any path.
@@ -205,7 +205,9 @@ fn key_holds(compare: &PbCompare, kv: &PbKeyValue) -> bool {
     let union = compare.target_union.as_ref();
     let ordering = match compare.target {
         0 => kv.version.cmp(&if let Some(T::Version(version)) = union { *version } else { 0 }),
-        1 => kv.create_revision.cmp(&if let Some(T::CreateRevision(revision)) = union { *revision } else { 0 }),
+        1 => {
+            kv.create_revision.cmp(&if let Some(T::CreateRevision(revision)) = union { *revision } else { 0 })
+        }
         2 => kv.mod_revision.cmp(&if let Some(T::ModRevision(revision)) = union { *revision } else { 0 }),
         3 => kv.value.as_slice().cmp(if let Some(T::Value(value)) = union { value } else { &[] }),
         4 => kv.lease.cmp(&if let Some(T::Lease(lease)) = union { *lease } else { 0 }),
