@@ -148,7 +148,7 @@ fn wait_for_subnet(path: &Path) -> Result<SubnetEnv> {
     loop {
         match read_subnet(path) {
             Err(e) if e.code == Code::TryAgainLater as u64 && Instant::now() < deadline => {
-                thread::sleep(SUBNET_STEP)
+                thread::sleep(SUBNET_STEP);
             }
             result => return result,
         }

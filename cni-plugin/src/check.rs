@@ -104,7 +104,7 @@ fn check_container(name: IfName, expected: &Interface, prev: &Attachment) -> Res
     Ok(link)
 }
 
-fn find<'a>(prev: &'a Attachment, is: impl Fn(&Interface) -> bool, name: IfName) -> Result<&'a Interface> {
+fn find(prev: &Attachment, is: impl Fn(&Interface) -> bool, name: IfName) -> Result<&Interface> {
     prev.interfaces.iter().find(|i| is(i)).ok_or_else(|| wrong(name, "is not in prevResult"))
 }
 

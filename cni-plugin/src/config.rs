@@ -53,7 +53,7 @@ impl Config {
             data_dir: fields.text("dataDir")?.filter(|p| !p.is_empty()).unwrap_or(DATA_DIR).into(),
             prev_result: fields.get("prevResult").map(|v| Attachment::parse(v, "prevResult")).transpose()?,
             delegate: delegate(&fields)?,
-            ipam: copy(fields.object("ipam")?.map(|_| fields.get("ipam")).flatten()),
+            ipam: copy(fields.object("ipam")?.and_then(|_| fields.get("ipam"))),
         })
     }
 
@@ -189,4 +189,97 @@ fn plugin_name(fields: &Fields<'_>, key: &str) -> Result<String> {
 
 fn masked(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ENV: &str =
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
+
+    #[test]
+    fn the_default_conflist_renders_as_flannel_renders_it() {
+        let conf = json!({ "cniVersion": "0.3.1", "name": "cbr0", "type": "flannel",
+            "delegate": { "hairpinMode": true, "isDefaultGateway": true } });
+        let expected = json!({ "cniVersion": "0.3.1", "hairpinMode": true, "ipMasq": false, "isDefaultGateway": true,
+            "isGateway": true, "mtu": 1500, "name": "cbr0", "type": "bridge",
+            "ipam": { "ranges": [[{ "subnet": "10.5.17.0/24" }]], "routes": [{ "dst": "10.5.0.0/16" }], "type": "host-local" } });
+        assert_eq!(Value::Object(render(&conf, ENV).unwrap().conf), expected);
+    }
+
+    #[test]
+    fn what_the_conflist_says_wins_over_the_defaults() {
+        let conf = json!({ "cniVersion": "1.0.0", "name": "n", "runtimeConfig": { "mac": "0e:00:00:00:00:01" },
+            "ipam": { "type": "static", "foo": 1, "ranges": "overwritten", "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }] },
+            "delegate": { "type": "ptp", "mtu": 1400, "ipMasq": true } });
+        let rendered = Value::Object(
+            render(&conf, &ENV.replace("10.5.0.0/16", "10.5.0.0/16,10.6.0.0/16")).unwrap().conf,
+        );
+        let expected = json!({ "cniVersion": "1.0.0", "name": "n", "type": "ptp", "mtu": 1400, "ipMasq": true,
+            "runtimeConfig": { "mac": "0e:00:00:00:00:01" },
+            "ipam": { "type": "static", "foo": 1, "ranges": [[{ "subnet": "10.5.17.0/24" }]],
+                "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }, { "dst": "10.5.0.0/16" }, { "dst": "10.6.0.0/16" }] } });
+        assert_eq!(rendered, expected);
+    }
+
+    #[test]
+    fn errors_name_the_field_its_value_and_what_is_accepted() {
+        for (conf, part) in [
+            (json!({ "name": "../x" }), "name: \"../x\": expected a letter or digit"),
+            (
+                json!({ "name": "n", "delegate": { "name": "x" } }),
+                "delegate.name: \"x\": expected no such field",
+            ),
+            (json!({ "name": "n", "delegate": { "type": 7 } }), "delegate.type: 7: expected a string"),
+            (
+                json!({ "name": "n", "delegate": { "type": "../../bin/sh" } }),
+                "type: \"../../bin/sh\": expected a plugin's name",
+            ),
+            (
+                json!({ "name": "n", "ipam": { "type": "/bin/sh" } }),
+                "ipam.type: \"/bin/sh\": expected a plugin's name",
+            ),
+            (
+                json!({ "name": "n", "ipam": { "routes": [{ "dst": "x" }] } }),
+                "ipam.routes[0]: {\"dst\":\"x\"}: expected {\"dst\"",
+            ),
+            (json!({ "name": "n", "cniVersion": "9.9" }), "cniVersion is \"9.9\", supported are 0.1.0"),
+        ] {
+            let error = render(&conf, ENV).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(bytes: Vec<u8>, text in "\\PC{0,80}", key in "(name|delegate|ipam|args|runtimeConfig|prevResult|dataDir)", value in json_value()) {
+            let _ = Config::parse(&bytes);
+            let _ = crate::request::Args::parse(&text);
+            let _ = render(&json!({ "name": "n", key: value }), ENV);
+        }
+    }
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from)
+        ];
+        let keys = "(type|name|ipam|routes|ranges|dst|gw|ips|cni|mac|interfaces|ip4|dns)";
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(keys, inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn render(conf: &Value, env: &str) -> Result<Delegate> {
+        Config::parse(conf.to_string().as_bytes())?.render(&SubnetEnv::parse(env).unwrap())
+    }
 }

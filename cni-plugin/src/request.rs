@@ -154,3 +154,50 @@ pub fn is_identifier(text: &str) -> bool {
 fn environment(variable: &str, value: &str, expected: &str) -> Error {
     Error::new(Code::Environment, format!("{variable}: {value:?}: expected {expected}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cni_args_follow_the_reference_plugins_rules() {
+        let args =
+            Args::parse("IgnoreUnknown=1;K8S_POD_NAME=x;IP=10.5.17.9/24;MAC=0e:00:00:00:00:01").unwrap();
+        assert_eq!(args.ip, Some([10, 5, 17, 9].into()));
+        assert_eq!(args.mac, Some(Mac([0x0e, 0, 0, 0, 0, 1])));
+        assert_eq!(Args::parse(""), Ok(Args::default()));
+        for wrong in
+            ["K8S_POD_NAME=x", "ip=10.0.0.1", "IP", "IP=x", "IP=1=2", "MAC=zz", "IgnoreUnknown=maybe", "=x"]
+        {
+            let error = Args::parse(wrong).unwrap_err();
+            assert!(error.code == 4 && error.msg.contains(wrong), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_becomes_a_file_name_or_a_link_name_is_checked() {
+        let request = |id: &str, ifname: &str| {
+            let var = |name: &str| match name {
+                "CNI_CONTAINERID" => Some(id.to_owned()),
+                "CNI_IFNAME" => Some(ifname.to_owned()),
+                "CNI_NETNS" => Some("/n".to_owned()),
+                _ => None,
+            };
+            Request::from_env(Command::Add, var)
+        };
+        assert!(request("a.B-c_1", "eth0").is_ok());
+        for (id, ifname) in [
+            ("../x", "eth0"),
+            ("a/b", "eth0"),
+            ("-a", "eth0"),
+            ("a", "../e"),
+            ("a", "e/0"),
+            ("a", "e:0"),
+            ("a", ".."),
+            ("a", "sixteen-bytes-xx"),
+        ] {
+            assert_eq!(request(id, ifname).unwrap_err().code, 4, "{id} {ifname}");
+        }
+        assert!(request("", "eth0").unwrap_err().msg.contains("CNI_CONTAINERID"));
+    }
+}

@@ -162,3 +162,28 @@ fn address<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Option
     }
     text.parse().map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is not an IP address")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_renders_its_own_shape_and_is_read_back() {
+        let newest = json!({ "cniVersion": "1.1.0",
+            "interfaces": [{ "name": "cni0", "mac": "0e:00:00:00:00:01" }, { "name": "eth0", "sandbox": "/n" }],
+            "ips": [{ "interface": 1, "address": "10.5.1.2/24", "gateway": "10.5.1.1" }],
+            "routes": [{ "dst": "10.5.0.0/16" }, { "dst": "0.0.0.0/0", "gw": "10.5.1.1" }] });
+        let attachment = Attachment::parse(&newest, "test").unwrap();
+        assert_eq!(attachment.render(Version::V1_1_0), newest);
+        let old = attachment.render(Version::V0_3_1);
+        assert_eq!((&old["ips"][0]["version"], &old["dns"]), (&json!("4"), &json!({})));
+        assert_eq!(Attachment::parse(&old, "test").unwrap(), attachment);
+        let oldest = attachment.render(Version::V0_2_0);
+        assert_eq!(
+            oldest,
+            json!({ "cniVersion": "0.2.0", "dns": {},
+            "ip4": { "ip": "10.5.1.2/24", "gateway": "10.5.1.1", "routes": newest["routes"] } })
+        );
+        assert_eq!(Attachment::parse(&oldest, "test").unwrap().routes, attachment.routes);
+    }
+}

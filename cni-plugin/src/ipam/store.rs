@@ -192,7 +192,14 @@ fn is_torn(content: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
+    use crate::fields::Fields;
+    use crate::ipam::ranges;
 
     #[test]
     fn torn_reservations_are_told_from_whole_and_from_old_ones() {
@@ -202,5 +209,63 @@ mod tests {
         for whole in ["abc\r\neth0", "abc", "abc\n", "0a.b-c_d\r\nnet1"] {
             assert!(!is_torn(whole.as_bytes()), "{whole:?}");
         }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against a list of all addresses, walked round from the last one given.
+        #[test]
+        fn allocation_is_round_robin_and_gives_no_address_twice(
+            containers in proptest::collection::vec(0u8..40, 1..120),
+            torn in proptest::collection::btree_set(2u8..30, 0..4),
+        ) {
+            let dir = tempfile::tempdir()?;
+            let set = set(json!([{ "subnet": "10.0.0.0/28" }, { "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.1", "rangeEnd": "10.0.1.9" }]));
+            let all: Vec<IpAddr> = (2..=14).map(|n| [10, 0, 0, n].into()).chain((2..=9).map(|n| [10, 0, 1, n].into())).collect();
+            let store = Store::open(dir.path())?;
+            for n in torn {
+                fs::write(dir.path().join(format!("10.0.0.{n}")), "")?;
+            }
+            let mut held: BTreeMap<u8, IpAddr> = BTreeMap::new();
+            let mut last: Option<IpAddr> = None;
+            for container in containers {
+                let owner = Owner { container_id: format!("c{container}"), ifname: "eth0".into() };
+                if let Some(ip) = held.remove(&container) {
+                    prop_assert_eq!(store.release(&owner, &[])?, vec![ip]);
+                    continue;
+                }
+                let start = last.and_then(|last| all.iter().position(|ip| *ip == last)).map_or(0, |at| at + 1);
+                let free = |ip: &&IpAddr| !held.values().any(|taken| taken == *ip);
+                let expected = all.iter().cycle().skip(start).take(all.len()).find(free).copied();
+                let given = store.next(&owner, 0, &set)?.map(|(ip, _)| ip);
+                prop_assert_eq!(given, expected);
+                if let Some(ip) = given {
+                    held.insert(container, ip);
+                    last = given;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_subnet_gives_nothing_but_what_a_crash_left_torn() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::internal)?;
+        let set = set(json!([{ "subnet": "10.0.0.0/24" }]));
+        let store = Store::open(dir.path())?;
+        let owner = |n: usize| Owner { container_id: format!("c{n}"), ifname: "eth0".into() };
+        for n in 0..253 {
+            assert!(store.next(&owner(n), 0, &set)?.is_some(), "{n}");
+        }
+        assert!(store.next(&owner(999), 0, &set)?.is_none());
+        let torn: IpAddr = [10, 0, 0, 99].into();
+        fs::write(store.path(torn), "").map_err(Error::internal)?;
+        assert_eq!(store.next(&owner(999), 0, &set)?.map(|(ip, _)| ip), Some(torn));
+        Ok(())
+    }
+
+    fn set(ranges: serde_json::Value) -> RangeSet {
+        let ipam = json!({ "ranges": [ranges] });
+        ranges::parse(&Fields::root(ipam.as_object().unwrap()), None).unwrap().remove(0)
     }
 }
