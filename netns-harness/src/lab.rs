@@ -6,11 +6,12 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fs, io, process};
 
 use crate::cleanup::{self, Guard};
 use crate::netns::{self, Netns};
-use crate::{Error, tool};
+use crate::{Error, tool, wait_until};
 
 /// Where the labs' directories stand: a tmpfs on most machines.
 pub(crate) const RUN_DIR: &str = "/run";
@@ -244,7 +245,16 @@ impl Lab {
             "link set eth0 up".to_owned(),
             format!("route add default via 192.168.{}.254", 77 + segment),
             format!("route add default via fd77:{segment}::fe"),
-        ])
+        ])?;
+        let router = [
+            IpAddr::from([192, 168, 77 + segment, 254]),
+            IpAddr::from([0xfd77, segment.into(), 0, 0, 0, 0, 0, 0xfe]),
+        ];
+        // The kernel brings a link into service in its own time.
+        wait_until(Duration::from_secs(5), &format!("host {port} on the switch"), || {
+            router.iter().all(|&address| netns.reaches(address))
+        })
+        .map(drop)
     }
 
     fn one_way(&self, verb: &str, from: &Host, to: &Host) -> Result<(), Error> {

@@ -50,12 +50,18 @@ impl Netns {
     /// Sends `count` echo requests 10 ms apart and waits up to a second for the
     /// last answers. Loss is a result, not an error.
     pub fn ping(&self, target: IpAddr, count: u64) -> Result<PingReport, Error> {
-        Flood::start(self, target, Duration::from_millis(10), count)?.finish()
+        Flood::start(self, target, Duration::from_millis(10), count, PATIENCE)?.finish()
+    }
+
+    /// Whether one echo request is answered at once.
+    pub(crate) fn reaches(&self, target: IpAddr) -> bool {
+        let one = Flood::start(self, target, Duration::ZERO, 1, Duration::from_millis(20));
+        one.and_then(Flood::finish).is_ok_and(|report| report.received == 1)
     }
 
     /// Pings in the background, `per_second` times a second, until stopped.
     pub fn flood(&self, target: IpAddr, per_second: u32) -> Result<Flood, Error> {
-        Flood::start(self, target, Duration::from_secs(1) / per_second.max(1), u64::MAX)
+        Flood::start(self, target, Duration::from_secs(1) / per_second.max(1), u64::MAX, PATIENCE)
     }
 }
 
@@ -76,7 +82,13 @@ impl Flood {
         self.finish()
     }
 
-    fn start(netns: &Netns, target: IpAddr, interval: Duration, count: u64) -> Result<Flood, Error> {
+    fn start(
+        netns: &Netns,
+        target: IpAddr,
+        interval: Duration,
+        count: u64,
+        patience: Duration,
+    ) -> Result<Flood, Error> {
         let what = || format!("ping {target} from {}", netns.name());
         let socket = Arc::new(netns.enter(|| icmp_socket(target))?.map_err(Error::io(what()))?);
         let shared = Arc::new(Shared::default());
@@ -85,7 +97,7 @@ impl Flood {
         let receiver = spawn("ping-receiver")
             .spawn({
                 let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
-                move || receive(&socket, &shared, start)
+                move || receive(&socket, &shared, start, patience)
             })
             .map_err(Error::io(what()))?;
         let mut flood =
@@ -168,7 +180,7 @@ fn send(socket: &UdpSocket, shared: &Shared, request: u8, start: Instant, interv
     shared.finished.store(true, Relaxed);
 }
 
-fn receive(socket: &UdpSocket, shared: &Shared, start: Instant) -> Vec<Answer> {
+fn receive(socket: &UdpSocket, shared: &Shared, start: Instant, patience: Duration) -> Vec<Answer> {
     let mut answers: Vec<Answer> = Vec::new();
     let mut deadline: Option<Instant> = None;
     let mut packet = [0u8; 256];
@@ -183,7 +195,7 @@ fn receive(socket: &UdpSocket, shared: &Shared, start: Instant) -> Vec<Answer> {
             shared.received.store(answers.len() as u64, Relaxed);
         }
         if shared.finished.load(Relaxed) {
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + patience);
             let all = answers.len() as u64 >= shared.sent.load(Relaxed);
             if all || shared.abandoned.load(Relaxed) || Instant::now() >= deadline {
                 return answers;
