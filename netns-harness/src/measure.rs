@@ -53,8 +53,8 @@ impl Netns {
         Flood::start(self, target, Duration::from_millis(10), count, PATIENCE)?.finish()
     }
 
-    /// Whether one echo request is answered at once.
-    pub(crate) fn reaches(&self, target: IpAddr) -> bool {
+    /// Whether one echo request is answered within 20 ms.
+    pub fn reaches(&self, target: IpAddr) -> bool {
         let one = Flood::start(self, target, Duration::ZERO, 1, Duration::from_millis(20));
         one.and_then(Flood::finish).is_ok_and(|report| report.received == 1)
     }
