@@ -1,3 +1,4 @@
 //! What a person types.
 
+pub mod demo;
 pub mod store;

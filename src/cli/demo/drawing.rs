@@ -1,0 +1,177 @@
+//! The pictures at the end: who is where, who reaches whom, the figures.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::BackendChoice;
+use super::fabric::{Fabric, Node, container_name};
+use super::heal::{self, Healed};
+use super::measure::{Figures, Matrix, micros};
+
+const BOXES_PER_ROW: usize = 3;
+const INNER_WIDTH: usize = 22;
+/// More containers than this and the matrix is told by hosts.
+const MATRIX_WIDTH: usize = 8;
+
+/// The hosts as boxes on the switch, three a row, and what joins them.
+pub fn map(fabric: &Fabric) -> String {
+    let mut out = String::new();
+    for (row, nodes) in fabric.nodes.chunks(BOXES_PER_ROW).enumerate() {
+        let boxes: Vec<Vec<String>> = nodes
+            .iter()
+            .enumerate()
+            .map(|(column, node)| host_box(fabric, row * BOXES_PER_ROW + column, node))
+            .collect();
+        let stem = centered("│", INNER_WIDTH + 2);
+        let bus = centered("┬", INNER_WIDTH + 2).replace(' ', "─");
+        out += &format!("  {}  switch, 192.168.77.0/24\n", vec![bus; nodes.len()].join("──"));
+        out += &format!("  {}\n", vec![stem; nodes.len()].join("  "));
+        for line in 0..boxes[0].len() {
+            let cells: Vec<&str> = boxes.iter().map(|lines| lines[line].as_str()).collect();
+            out += &format!("  {}\n", cells.join("  "));
+        }
+    }
+    let (tunnel, how) = match fabric.backend {
+        BackendChoice::Vxlan => ('╌', "VXLAN, each host to each other, UDP 8472"),
+        BackendChoice::HostGw => ('─', "plain routes, each host to each other, no tunnel"),
+    };
+    let width = (INNER_WIDTH + 4) * fabric.nodes.len().min(BOXES_PER_ROW) - 2;
+    let fill = width.saturating_sub(how.chars().count() + 4) / 2;
+    let side: String = std::iter::repeat_n(tunnel, fill.max(1)).collect();
+    out + &format!("  ╰{side} {how} {side}╯\n")
+}
+
+/// A row a host: where it is reached, what it leased, who lives there.
+pub fn hosts(fabric: &Fabric) -> Table {
+    let mut table = table();
+    table.set_header(["host", "reached at", "tunnel", "subnet", "containers"]);
+    for (h, node) in fabric.nodes.iter().enumerate() {
+        let containers = node.containers.iter().enumerate().map(|(c, container)| {
+            let ips: Vec<String> = container.ips.iter().map(ToString::to_string).collect();
+            format!("{} {}", container_name(h, c), ips.join(" "))
+        });
+        table.add_row([
+            format!("host{}", h + 1),
+            node.host.ip4().to_string(),
+            vtep_mac(node).unwrap_or_else(|| "none".to_owned()),
+            node.subnets().map(|subnet| subnet.to_string()).collect::<Vec<_>>().join("\n"),
+            containers.collect::<Vec<_>>().join("\n"),
+        ]);
+    }
+    table
+}
+
+/// Round trips: a row a sender, a column a receiver.
+pub fn pings(fabric: &Fabric, matrix: &Matrix) -> Table {
+    let names: Vec<String> = fabric.containers().map(|(name, _)| name).collect();
+    if names.len() <= MATRIX_WIDTH {
+        return grid(&names, |i, j| matrix[i][j].map(|report| micros(report.rtt_avg)));
+    }
+    let names: Vec<String> = (1..=fabric.nodes.len()).map(|n| format!("host{n}")).collect();
+    let per_host = matrix.len() / names.len();
+    grid(&names, |a, b| {
+        let of = |host: usize| host * per_host..(host + 1) * per_host;
+        let pairs = of(a).flat_map(|i| of(b).filter_map(move |j| matrix[i][j]));
+        pairs.map(|report| report.rtt_avg).max().map(micros)
+    })
+}
+
+pub fn figures(figures: &Figures, healed: &[Healed]) -> Table {
+    let Figures { fabric_gbits, underlay_gbits, latency, daemon_mib, whole_after } = figures;
+    let mut table = table();
+    table.add_row([
+        "fabric whole".to_owned(),
+        format!("{:.2} s after the daemons' start", whole_after.as_secs_f64()),
+    ]);
+    table.add_row([
+        "TCP, one stream".to_owned(),
+        format!("{fabric_gbits:.1} Gbit/s ({underlay_gbits:.1} without the fabric)"),
+    ]);
+    table.add_row([
+        "round trip".to_owned(),
+        format!("{} on average, {} at best", micros(latency.rtt_avg), micros(latency.rtt_min)),
+    ]);
+    table.add_row(["a daemon's memory".to_owned(), format!("{daemon_mib:.1} MB resident")]);
+    for Healed { what, ping } in healed {
+        table.add_row([what.clone(), heal::told(ping)]);
+    }
+    table
+}
+
+pub fn look_around(fabric: &Fabric) -> String {
+    let node = &fabric.nodes[0];
+    let container = node.containers[0].netns.name();
+    let peer = fabric.nodes[1].containers[0].ips[0];
+    let (host, program, socket) = (node.host.name(), fabric.program.display(), node.admin_socket());
+    format!(
+        "It stays up until you press Ctrl-C, which removes it all. From another terminal, as root:
+
+  {program} status --admin-socket {}
+  ip netns exec {host} ip route
+  ip netns exec {container} ping {peer}
+  tail -f {}
+",
+        socket.display(),
+        node.daemon.log().display()
+    )
+}
+
+pub fn what_next() -> String {
+    "Try next:
+  weft demo --keep               leave it up, look around, break it yourself
+  weft demo --backend host-gw    plain routes instead of a tunnel
+  weft demo --hosts 8 --ipv6     larger, and dual stack; --etcd for a real etcd
+  weft daemon                    your own machine joins a fabric; then weft status
+"
+    .to_owned()
+}
+
+fn host_box(fabric: &Fabric, index: usize, node: &Node) -> Vec<String> {
+    let mut lines = vec![format!("host{}", index + 1), format!("eth0 {}", node.host.ip4())];
+    if fabric.backend == BackendChoice::Vxlan
+        && let Some(subnet) = node.subnet()
+    {
+        lines.push(format!("flannel.1 {}", subnet.ip()));
+    }
+    if let Some(gateway) = node.gateway() {
+        lines.push(format!("cni0 {gateway}"));
+    }
+    let last = node.containers.len().saturating_sub(1);
+    for (c, container) in node.containers.iter().enumerate() {
+        let branch = if c == last { '╰' } else { '├' };
+        let ip = container.ips.first().map(ToString::to_string).unwrap_or_default();
+        lines.push(format!(" {branch} {} {ip}", container_name(index, c)));
+    }
+    let top = format!("╭{}╮", centered("┴", INNER_WIDTH).replace(' ', "─"));
+    let bottom = format!("╰{}╯", centered("┬", INNER_WIDTH).replace(' ', "─"));
+    let body = lines.into_iter().map(|line| format!("│ {line:<width$} │", width = INNER_WIDTH - 2));
+    std::iter::once(top).chain(body).chain(std::iter::once(bottom)).collect()
+}
+
+/// The MAC of `flannel.1`, which peers send to; host-gw has none.
+fn vtep_mac(node: &Node) -> Option<String> {
+    let links = node.host.ip_json("link show dev flannel.1").ok()?;
+    Some(format!("flannel.1\n{}", links[0]["address"].as_str()?))
+}
+
+fn grid(names: &[String], cell: impl Fn(usize, usize) -> Option<String>) -> Table {
+    let mut table = table();
+    table.set_header(std::iter::once("ping").chain(names.iter().map(String::as_str)));
+    for (i, name) in names.iter().enumerate() {
+        let cells = (0..names.len()).map(|j| cell(i, j).unwrap_or_else(|| "·".to_owned()));
+        table.add_row(std::iter::once(name.clone()).chain(cells));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY.with_rounded_corners());
+    table
+}
+
+fn centered(mark: &str, width: usize) -> String {
+    format!("{mark:^width$}")
+}
