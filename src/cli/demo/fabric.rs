@@ -43,7 +43,7 @@ pub struct Container {
 }
 
 impl Fabric {
-    pub fn build(lab: &Lab, args: &DemoArgs, plugin: PathBuf, voice: &Voice) -> anyhow::Result<Fabric> {
+    pub fn build(lab: &Lab, args: &DemoArgs, plugin: &Path, voice: &Voice) -> anyhow::Result<Fabric> {
         let hosts = voice.step("hosts and a switch", |_| {
             let hosts =
                 (1..=args.hosts).map(|n| lab.host(&format!("host{n}"))).collect::<Result<Vec<_>, _>>()?;
@@ -71,9 +71,9 @@ impl Fabric {
             program,
             _etcd: etcd,
         };
-        voice.step("containers", |_| fabric.add_containers(&plugin))?;
+        voice.step("containers", |_| fabric.add_containers(plugin))?;
         fabric.whole_after = voice.step("every host finds every other", |_| {
-            fabric.wait("every host to reach every other", |nodes| all_hosts_reached(nodes))?;
+            fabric.wait("every host to reach every other", all_hosts_reached)?;
             let took = start.elapsed();
             Ok((
                 took,

@@ -8,7 +8,7 @@ mod heal;
 mod measure;
 mod voice;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -77,7 +77,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let story = tokio::task::spawn_blocking({
         let (lab, args) = (lab.clone(), args.clone());
-        move || tell(&lab, &args, plugin)
+        move || tell(&lab, &args, &plugin)
     });
     tokio::pin!(story);
     tokio::select! {
@@ -102,7 +102,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
 }
 
 /// The whole story; returns what must stay alive for `--keep`.
-fn tell(lab: &Lab, args: &DemoArgs, plugin: PathBuf) -> anyhow::Result<Fabric> {
+fn tell(lab: &Lab, args: &DemoArgs, plugin: &Path) -> anyhow::Result<Fabric> {
     let voice = Voice::new();
     let store = if args.etcd { "etcd" } else { "the built-in store" };
     println!(
