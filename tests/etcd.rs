@@ -292,8 +292,9 @@ async fn a_user_logs_in_again_when_the_token_is_gone() {
     let wrong = connect("guess").snapshot().await;
     assert!(matches!(wrong, Err(StoreError::Refused { .. })), "{wrong:?}");
     let store = connect("secret");
-    let held = acquire(&store, &want(1)).await.expect("a free network");
     let mut events = watch(&store).await;
+    let held = acquire(&store, &want(1)).await.expect("a free network");
+    assert!(matches!(next(&mut events).await, StoreEvent::Put(_)));
 
     // etcd keeps its tokens in memory.
     etcd.kill();
@@ -323,6 +324,24 @@ async fn a_dead_endpoint_is_passed_over_and_a_store_away_is_waited_for() {
 
     etcd.restart();
     assert_eq!(store.renew(&held).await.expect("etcd is up"), Renewal::Renewed(held.ttl));
+}
+
+#[tokio::test]
+async fn a_hanging_etcd_is_noticed_by_watch_and_calls() {
+    let etcd = Etcd::start();
+    let store = store(&etcd);
+    let mut events = watch(&store).await;
+    let held = acquire(&store, &want(1)).await.expect("a free network");
+    assert!(matches!(next(&mut events).await, StoreEvent::Put(_)));
+
+    etcd.signal("-STOP");
+    let hung = tokio::time::timeout(Duration::from_secs(11), store.renew(&held)).await.expect("bounded");
+    assert!(matches!(hung, Err(StoreError::Unavailable { .. })), "{hung:?}");
+    assert!(matches!(next(&mut events).await, StoreEvent::Disconnected(_)));
+
+    etcd.signal("-CONT");
+    assert!(matches!(next(&mut events).await, StoreEvent::Connected));
+    assert_eq!(store.renew(&held).await.expect("etcd goes on"), Renewal::Renewed(held.ttl));
 }
 
 /// So many nodes acquire at the same time, each with a client of its own.

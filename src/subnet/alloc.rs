@@ -1,6 +1,7 @@
 //! Which subnet this node takes. Pure: the listing, our own addresses and the
 //! randomness are arguments.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -58,13 +59,9 @@ pub fn choose<'a>(
         return Decision { stale, choice: Choice::Keep(kept) };
     }
 
-    let taken: Vec<SubnetKey> = listing
-        .leases
-        .iter()
-        .filter(|stored| !stale.iter().any(|s| s.lease.key == stored.lease.key))
-        .map(|stored| stored.lease.key)
-        .chain(listing.bad.iter().filter_map(|bad| bad.subnet))
-        .collect();
+    let freed: BTreeSet<SubnetKey> = stale.iter().map(|stored| stored.lease.key).collect();
+    let leased = listing.leases.iter().map(|stored| stored.lease.key).filter(|key| !freed.contains(key));
+    let taken: Vec<SubnetKey> = leased.chain(listing.bad.iter().filter_map(|bad| bad.subnet)).collect();
     let previous = previous.filter(|key| fits(config, key) && !taken.iter().any(|t| blocks(config, t, key)));
     if let Some(previous) = previous {
         return Decision { stale, choice: Choice::Take(previous) };
@@ -167,5 +164,188 @@ fn address(family: Family, number: u128) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4((number as u32).into()),
         Family::V6 => IpAddr::V6(number.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Lease, LeaseAttrs};
+    use proptest::prelude::*;
+
+    const DUAL: &str =
+        r#"{"EnableIPv6":true,"Network":"10.5.0.0/20","SubnetLen":26,"IPv6Network":"fd00:5::/56"}"#;
+
+    proptest! {
+        #[test]
+        fn a_taken_subnet_lies_in_the_pool_and_overlaps_no_other(
+            leases in prop::collection::vec(any_lease(), 0..30),
+            previous in prop::option::of(any_key()),
+            seed in any::<usize>(),
+        ) {
+            let config = config(DUAL);
+            let listing = listing(leases);
+            let decision = choose(&config, &listing, &ip(200), previous, |n| seed % n);
+            let Choice::Take(key) = decision.choice else {
+                let full = |(family, pool)| free(family, pool, &keys(&listing)).is_empty();
+                prop_assert!(config.pools.iter().any(full), "{decision:?}");
+                return Ok(());
+            };
+            prop_assert!(fits(&config, &key));
+            prop_assert!(listing.leases.iter().all(|other| !other.lease.key.overlaps(&key)));
+        }
+
+        #[test]
+        fn the_free_are_what_a_plain_walk_finds(leases in prop::collection::vec(any_lease(), 0..80)) {
+            let config = config(DUAL);
+            let taken = keys(&listing(leases));
+            for (family, pool) in config.pools.iter() {
+                let plain = (0..pool.subnets()).filter_map(|i| pool.nth(i)).filter(|net| {
+                    let of = |key: &SubnetKey| key.net(family);
+                    taken.iter().filter_map(of).all(|t| !t.contains(net.ip()) && !net.contains(t.ip()))
+                });
+                prop_assert_eq!(free(family, pool, &taken), plain.take(CANDIDATES).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn each_of_the_first_hundred_free_can_be_drawn_and_no_other() {
+        let config = config(r#"{"Network":"10.5.0.0/16"}"#);
+        let listing = listing(vec![lease("10.5.3.0-24", 1, Some(1))]);
+        let mut sizes = BTreeSet::new();
+        let drawn: BTreeSet<_> = (0..CANDIDATES)
+            .map(|i| {
+                let choice = choose(&config, &listing, &ip(9), None, |n| (sizes.insert(n), i).1).choice;
+                let Choice::Take(key) = choice else { panic!("{choice:?}") };
+                key
+            })
+            .collect();
+        assert_eq!(sizes, BTreeSet::from([CANDIDATES]));
+        let first = (1..=101).filter(|n| *n != 3).map(|n| key(&format!("10.5.{n}.0-24")));
+        assert_eq!(drawn, first.collect());
+    }
+
+    #[test]
+    fn our_own_lease_is_kept_first_the_previous_then_a_reservation() {
+        let config = config(r#"{"Network":"10.5.0.0/16"}"#);
+        let listing = listing(vec![
+            lease("10.5.1.0-24", 9, Some(1)),
+            lease("10.5.2.0-24", 9, None),
+            lease("10.5.3.0-24", 9, Some(3)),
+            lease("10.5.4.0-24", 8, Some(4)),
+        ]);
+        let kept = |previous: Option<&str>| {
+            let decision = choose(&config, &listing, &ip(9), previous.map(key), |_| 0);
+            assert_eq!(decision.stale, Vec::<&StoredLease>::new());
+            let Choice::Keep(kept) = decision.choice else { panic!("{decision:?}") };
+            kept.lease.key
+        };
+        assert_eq!(kept(Some("10.5.3.0-24")), key("10.5.3.0-24"));
+        assert_eq!(kept(None), key("10.5.2.0-24"));
+        assert_eq!(kept(Some("10.5.4.0-24")), key("10.5.2.0-24"), "another node's now");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_stale_unless_it_is_reserved() {
+        let config = config(r#"{"Network":"10.5.0.0/16"}"#);
+        let listing = listing(vec![
+            lease("10.5.0.0-16", 9, Some(1)),
+            lease("10.6.1.0-24", 9, None),
+            lease("10.5.4.0-24&fd00:5::-64", 9, Some(2)),
+        ]);
+        let decision = choose(&config, &listing, &ip(9), Some(key("10.5.4.0-24")), |_| 0);
+        assert_eq!(decision.stale, [&listing.leases[0], &listing.leases[2]]);
+        assert_eq!(decision.choice, Choice::Take(key("10.5.4.0-24")));
+    }
+
+    #[test]
+    fn bad_records_hold_their_subnet_and_a_lease_of_everything_holds_none() {
+        let config = config(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}"#);
+        let mut listing = listing(vec![lease("0.0.0.0-1", 1, Some(1)), lease("10.5.1.0-24", 2, Some(2))]);
+        let choice =
+            |listing: &Snapshot| format!("{:?}", choose(&config, listing, &ip(9), None, |_| 0).choice);
+        assert!(choice(&listing).contains("10.5.2.0"));
+        let bad = crate::subnet::BadRecord {
+            key: String::new(),
+            subnet: Some(key("10.5.2.0-24")),
+            reason: String::new(),
+        };
+        listing.bad.push(bad);
+        assert!(choice(&listing).starts_with("Exhausted"));
+    }
+
+    #[test]
+    fn a_node_without_ipv4_is_known_by_its_ipv6_address() {
+        let v6 = PerFamily { v4: None, v6: Some("fd00::1".parse().expect("an address")) };
+        assert!(is_own(&v6, &v6));
+        let other = PerFamily { v6: Some("fd00::2".parse().expect("an address")), ..ip(1) };
+        assert!(!is_own(&v6, &other));
+        assert!(is_own(&ip(1), &other));
+        assert!(!is_own(&PerFamily::default(), &PerFamily::default()));
+    }
+
+    #[test]
+    fn sixty_five_thousand_leases_are_walked_in_no_time() {
+        let config = config(r#"{"Network":"10.0.0.0/8","SubnetLen":24}"#);
+        let pool = config.pools.v4.expect("IPv4 is on");
+        let taken = (0..pool.subnets() - 1).filter_map(|i| pool.nth(i));
+        let key = |net| SubnetKey::new(PerFamily { v4: Some(net), v6: None }).expect("a subnet");
+        let taken: Vec<_> = taken.map(key).collect();
+        let begin = std::time::Instant::now();
+        assert_eq!(free(Family::V4, &pool, &taken), [IpNetwork::new(pool.subnet_max, 24).expect("a net")]);
+        assert!(begin.elapsed().as_millis() < 1_000, "{:?} for {}", begin.elapsed(), taken.len());
+    }
+
+    /// Of lengths shorter and longer than the config's, in and around its pools.
+    fn any_key() -> impl Strategy<Value = SubnetKey> {
+        let v4 =
+            (0u32..0x2000, 22u8..=30).prop_map(|(low, len)| net(IpAddr::V4((0x0a04_f800 + low).into()), len));
+        let v6 = (0u128..0x400, 58u8..=66)
+            .prop_map(|(low, len)| net(IpAddr::V6(((0xfd00_0005u128 << 96) + (low << 62)).into()), len));
+        (v4, v6)
+            .prop_map(|(v4, v6)| SubnetKey::new(PerFamily { v4: Some(v4), v6: Some(v6) }).expect("masked"))
+    }
+
+    fn any_lease() -> impl Strategy<Value = StoredLease> {
+        (any_key(), 1u8..100).prop_map(|(key, node)| stored(key, node, Some(1)))
+    }
+
+    fn net(ip: IpAddr, len: u8) -> IpNetwork {
+        let net = IpNetwork::new(ip, len).expect("a good length");
+        IpNetwork::new(net.network(), len).expect("a good length")
+    }
+
+    fn lease(text: &str, node: u8, lease_id: Option<i64>) -> StoredLease {
+        stored(key(text), node, lease_id)
+    }
+
+    fn stored(key: SubnetKey, node: u8, lease_id: Option<i64>) -> StoredLease {
+        let attrs = LeaseAttrs {
+            public_ip: ip(node),
+            backend_type: String::new(),
+            backend_data: PerFamily::default(),
+        };
+        StoredLease { lease: Lease { key, attrs }, lease_id, mod_revision: 1 }
+    }
+
+    fn keys(listing: &Snapshot) -> Vec<SubnetKey> {
+        listing.leases.iter().map(|stored| stored.lease.key).collect()
+    }
+
+    fn listing(leases: Vec<StoredLease>) -> Snapshot {
+        Snapshot { revision: 1, leases, bad: Vec::new() }
+    }
+
+    fn ip(node: u8) -> PerFamily<IpAddr> {
+        PerFamily { v4: Some(IpAddr::from([192, 0, 2, node])), v6: None }
+    }
+
+    fn config(json: &str) -> NetworkConfig {
+        NetworkConfig::parse(json).expect("a good config")
+    }
+
+    fn key(text: &str) -> SubnetKey {
+        text.parse().expect("a subnet key")
     }
 }

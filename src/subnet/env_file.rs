@@ -88,3 +88,79 @@ fn sweep(dir: &Path, prefix: &OsString) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    /// Where the child of the test below writes.
+    const CHILD: &str = "WEFT_TEST_ENV_FILE";
+
+    #[test]
+    fn what_is_written_is_read_and_not_written_again() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("flannel/subnet.env");
+
+        assert!(read(&path).expect("no file is no error").is_none());
+        assert!(write(&path, &env(1450)).expect("a writable directory"));
+        let inode = fs::metadata(&path).expect("it is there").ino();
+        assert!(!write(&path, &env(1450)).expect("a writable directory"));
+
+        let metadata = fs::metadata(&path).expect("it is there");
+        assert_eq!((metadata.ino(), metadata.mode() & 0o777), (inode, 0o644));
+        assert_eq!(read(&path).expect("well-formed"), Some(env(1450)));
+    }
+
+    #[test]
+    fn a_broken_file_is_named_and_replaced() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("subnet.env");
+        fs::write(&path, "FLANNEL_MTU=many\n").expect("a writable directory");
+
+        let error = read(&path).expect_err("many is no MTU").to_string();
+
+        assert!(error.contains("subnet.env") && error.contains("FLANNEL_MTU"), "{error}");
+        assert!(write(&path, &env(1450)).expect("a writable directory"));
+    }
+
+    /// A child writes two contents in turn and is killed at a random moment, a
+    /// hundred times over.
+    #[test]
+    fn a_kill_at_any_moment_leaves_one_content_whole() {
+        if let Some(path) = std::env::var_os(CHILD) {
+            loop {
+                for mtu in [1450, 8950] {
+                    write(Path::new(&path), &env(mtu)).expect("a writable directory");
+                }
+            }
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("subnet.env");
+        write(&path, &env(1450)).expect("a writable directory");
+        let this = std::env::current_exe().expect("the test binary");
+        for round in 0..100u64 {
+            let mut child = Command::new(&this)
+                .args(["--exact", "subnet::env_file::tests::a_kill_at_any_moment_leaves_one_content_whole"])
+                .env(CHILD, &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("the test binary");
+            std::thread::sleep(std::time::Duration::from_micros(4_000 + round * 97));
+            child.kill().expect("our child");
+            child.wait().expect("our child");
+            let found = read(&path).expect("well-formed").expect("never gone");
+            assert!(found == env(1450) || found == env(8950));
+        }
+        write(&path, &env(1400)).expect("a writable directory");
+        assert_eq!(fs::read_dir(dir.path()).expect("it is there").count(), 1, "nothing is left behind");
+    }
+
+    fn env(mtu: u32) -> SubnetEnv {
+        let text = format!(
+            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.41.1/24\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"
+        );
+        SubnetEnv::parse(&text).expect("well-formed")
+    }
+}

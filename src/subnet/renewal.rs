@@ -69,3 +69,67 @@ impl Timer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn a_days_lease_is_renewed_an_hour_before_its_end() {
+        let now = Instant::now();
+        let timer = Timer::new(HOUR, now, Some(24 * HOUR));
+        assert_eq!(timer.due(now), Due::At(now + 23 * HOUR));
+        assert_eq!(timer.due(now + 23 * HOUR), Due::Renew);
+        assert_eq!(timer.due(now + 24 * HOUR), Due::Acquire);
+    }
+
+    #[test]
+    fn a_reservation_is_looked_at_only_in_doubt() {
+        let now = Instant::now();
+        let mut timer = Timer::new(HOUR, now, None);
+        assert_eq!(timer.due(now + 1000 * HOUR), Due::Never);
+        timer.hurry(now);
+        assert_eq!(timer.due(now), Due::Renew);
+        timer.renewed(now, None);
+        assert_eq!(timer.due(now), Due::Never);
+    }
+
+    proptest! {
+        #[test]
+        fn renewal_comes_in_the_second_half_and_before_the_end(ttl in 2u64..200_000, margin in 1u64..100_000) {
+            let now = Instant::now();
+            let ttl = Duration::from_secs(ttl);
+            let timer = Timer::new(Duration::from_secs(margin), now, Some(ttl));
+            let Due::At(next) = timer.due(now) else { return Err(TestCaseError::fail("due at once")) };
+            prop_assert!(next >= now + ttl / 2 && next < now + ttl);
+        }
+
+        #[test]
+        fn failures_are_tried_again_within_a_minute_until_the_time_is_over(
+            jitter in prop::collection::vec(0.0f64..=1.0, 200)
+        ) {
+            let start = Instant::now();
+            let mut timer = Timer::new(HOUR, start, Some(2 * HOUR));
+            let mut now = start + HOUR;
+            let mut tries = 0;
+            for random in jitter {
+                match timer.due(now) {
+                    Due::Renew => {
+                        tries += 1;
+                        timer.failed(now, random);
+                    }
+                    Due::At(next) => {
+                        prop_assert!(next > now && next <= now + MAX_RETRY && next <= start + 2 * HOUR);
+                        now = next;
+                    }
+                    Due::Acquire => break,
+                    Due::Never => return Err(TestCaseError::fail("given up")),
+                }
+            }
+            prop_assert!(tries >= 60);
+        }
+    }
+}

@@ -177,3 +177,129 @@ impl LeaseTable {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Lease, PerFamily};
+    use proptest::prelude::*;
+
+    const OWN: u8 = 1;
+
+    #[test]
+    fn a_snapshot_replaces_all_and_leaves_self_out() {
+        let mut table = seeded(&[OWN, 2, 3]);
+        assert_eq!(peers(&table), [2, 3]);
+
+        let change = table.apply(snapshot(&[OWN, 3, 4], &[]));
+
+        assert!(change.peers);
+        assert_eq!((peers(&table), table.own_state()), (vec![3, 4], OwnState::Held));
+        assert!(!table.apply(snapshot(&[OWN, 3, 4], &[])).peers, "nothing changed");
+    }
+
+    #[test]
+    fn a_snapshot_sees_changed_attributes() {
+        let mut table = seeded(&[OWN, 2]);
+        let StoreEvent::Snapshot(mut after) = snapshot(&[OWN, 2], &[]) else { unreachable!() };
+        after.leases[1].lease.attrs.backend_type = "host-gw".into();
+
+        assert!(table.apply(StoreEvent::Snapshot(after)).peers);
+        assert_eq!(table.peers()[&key(2)].backend_type, "host-gw");
+    }
+
+    #[test]
+    fn a_spoilt_record_keeps_its_peer_and_is_told_once() {
+        let mut table = seeded(&[OWN, 2]);
+
+        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change { peers: false, bad: vec![bad(2)] });
+        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change::default());
+        assert_eq!(table.apply(snapshot(&[OWN], &[2])), Change::default());
+        assert_eq!((peers(&table), table.bad_count()), (vec![2], 1));
+
+        table.apply(StoreEvent::Put(stored(2)));
+        assert_eq!(table.bad_count(), 0);
+    }
+
+    #[test]
+    fn our_own_record_is_in_doubt_when_deleted_spoilt_or_taken() {
+        let mut foreign = stored(OWN);
+        foreign.lease.attrs = stored(7).lease.attrs;
+        let doubts = [
+            StoreEvent::Delete(key(OWN)),
+            StoreEvent::Bad(bad(OWN)),
+            StoreEvent::Put(foreign),
+            snapshot(&[2], &[]),
+        ];
+        for doubt in doubts {
+            let mut table = seeded(&[OWN, 2]);
+            table.apply(StoreEvent::Put(stored(OWN)));
+            assert_eq!(table.own_state(), OwnState::Held);
+            table.apply(doubt);
+            assert_eq!((table.own_state(), peers(&table)), (OwnState::Doubtful, vec![2]));
+            table.set_own(held(OWN));
+            assert_eq!(table.own_state(), OwnState::Held);
+        }
+    }
+
+    #[test]
+    fn the_listing_we_acquired_from_says_nothing_against_us() {
+        let mut own = held(OWN);
+        own.stored.mod_revision = 100;
+        let mut table = LeaseTable::new(own);
+        table.apply(snapshot(&[2], &[]));
+        assert_eq!(table.own_state(), OwnState::Held);
+    }
+
+    proptest! {
+        #[test]
+        fn events_and_a_snapshot_lead_to_the_same_peers(
+            events in prop::collection::vec((1u8..20, any::<bool>()), 0..100)
+        ) {
+            let mut table = seeded(&[]);
+            let mut alive = BTreeSet::new();
+            for (node, put) in events {
+                table.apply(if put { StoreEvent::Put(stored(node)) } else { StoreEvent::Delete(key(node)) });
+                if put { alive.insert(node) } else { alive.remove(&node) };
+            }
+            let mut fresh = seeded(&[]);
+            fresh.apply(snapshot(&alive.iter().copied().collect::<Vec<_>>(), &[]));
+            prop_assert_eq!(table.peers(), fresh.peers());
+            prop_assert!(!table.peers().contains_key(&key(OWN)));
+        }
+    }
+
+    fn seeded(nodes: &[u8]) -> LeaseTable {
+        let mut table = LeaseTable::new(held(OWN));
+        table.apply(snapshot(nodes, &[]));
+        table
+    }
+
+    fn peers(table: &LeaseTable) -> Vec<u8> {
+        (0..=u8::MAX).filter(|node| table.peers().contains_key(&key(*node))).collect()
+    }
+
+    fn snapshot(nodes: &[u8], spoilt: &[u8]) -> StoreEvent {
+        let leases = nodes.iter().copied().map(stored).collect();
+        StoreEvent::Snapshot(Snapshot { revision: 5, leases, bad: spoilt.iter().copied().map(bad).collect() })
+    }
+
+    fn held(node: u8) -> Held {
+        Held { stored: stored(node), ttl: None }
+    }
+
+    fn stored(node: u8) -> StoredLease {
+        let public_ip = PerFamily { v4: Some([192, 0, 2, node].into()), v6: None };
+        let attrs =
+            LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data: PerFamily::default() };
+        StoredLease { lease: Lease { key: key(node), attrs }, lease_id: Some(1), mod_revision: 1 }
+    }
+
+    fn bad(node: u8) -> BadRecord {
+        BadRecord { key: format!("/subnets/{}", key(node)), subnet: Some(key(node)), reason: "spoilt".into() }
+    }
+
+    fn key(node: u8) -> SubnetKey {
+        format!("10.5.{node}.0-24").parse().expect("a subnet key")
+    }
+}

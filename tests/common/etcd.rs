@@ -55,6 +55,12 @@ impl Etcd {
         self.child.wait().expect("etcd is our child");
     }
 
+    /// `-STOP` or `-CONT`: etcd hangs, its connections stay open.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill(1)").success());
+    }
+
     /// On the same data and address, after `kill`.
     pub fn restart(&mut self) {
         self.child = spawn(&self.args, &self.data());

@@ -85,6 +85,12 @@ impl Claim<'_> {
     /// Our own record stands: keep its lease alive, and write only what
     /// changed. `None`: it changed hands since the listing.
     async fn keep(&mut self, own: &StoredLease) -> Result<Option<Held>, Failure> {
+        if self.grant.is_some_and(|grant| own.lease_id == Some(grant.id)) {
+            // Our own write of a moment ago, whose answer was lost and with it
+            // the word on newcomers.
+            self.delete(own).await?;
+            return Ok(None);
+        }
         let alive = match own.lease_id {
             None => None,
             Some(id) => self.store.keep_alive(id).await?.map(|ttl| Grant { id, ttl }),
@@ -147,7 +153,7 @@ impl Claim<'_> {
         })
     }
 
-    /// Remove a lease of ours that does not fit the config any more.
+    /// Remove a record of ours, unless it changed since.
     async fn delete(&self, stale: &StoredLease) -> Result<(), Failure> {
         let name = self.store.keys.subnet(&stale.lease.key);
         let unchanged = Compare::mod_revision(name.as_str(), CompareOp::Equal, stale.mod_revision);
