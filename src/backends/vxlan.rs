@@ -1,7 +1,7 @@
 //! VXLAN: a tunnel device for each address family, and for each peer a
 //! neighbour, an FDB entry and a route (flannel pkg/backend/vxlan).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -87,20 +87,23 @@ impl Vxlan {
             return;
         };
         self.own_device(side, dev, mac, out);
-        let mut vteps = BTreeMap::from([(mac, side.public_ip)]);
+        let mut vteps = HashMap::from([(mac, side.public_ip)]);
         let admitted =
             side.admit(self.kind(), peers, rejected, |peer| self.vtep(side.family, peer, &mut vteps));
-        for (peer, mac) in admitted {
-            if self.options.direct_routing && peer.is_on_link(side.node) {
-                let direct = Nexthop { dev: side.node.uplink, via: peer.public_ip, onlink: false };
-                out.routes.insert(peer.subnet, direct);
-                continue;
-            }
-            let base = peer.subnet.ip();
-            out.neighbours.insert((dev, base), mac);
-            out.fdb.insert((dev, mac), peer.public_ip);
-            out.routes.insert(peer.subnet, Nexthop { dev, via: base, onlink: true });
-        }
+        let is_direct = |peer: &Peer<'_>| self.options.direct_routing && peer.is_on_link(side.node);
+        let (direct, tunnelled): (Vec<_>, Vec<_>) =
+            admitted.into_iter().partition(|(peer, _)| is_direct(peer));
+        let via_uplink =
+            |peer: &Peer<'_>| Nexthop { dev: side.node.uplink, via: peer.public_ip, onlink: false };
+        let via_tunnel = |peer: &Peer<'_>| Nexthop { dev, via: peer.subnet.ip(), onlink: true };
+        let tunnelled = || tunnelled.iter().map(|(peer, mac)| (peer, *mac));
+        // Maps made whole and joined cost a fraction of as many insertions.
+        let mut routes: BTreeMap<_, _> =
+            tunnelled().map(|(peer, _)| (peer.subnet, via_tunnel(peer))).collect();
+        routes.extend(direct.iter().map(|(peer, _)| (peer.subnet, via_uplink(peer))));
+        out.routes.append(&mut routes);
+        out.neighbours.append(&mut tunnelled().map(|(peer, mac)| ((dev, peer.subnet.ip()), mac)).collect());
+        out.fdb.append(&mut tunnelled().map(|(peer, mac)| ((dev, mac), peer.public_ip)).collect());
     }
 
     /// The base address alone, without its subnet, so that no broadcast routes
@@ -128,12 +131,7 @@ impl Vxlan {
 
     /// The peer's MAC, unless another VTEP has it: both would fight over one FDB
     /// entry. Several leases of one node may share it.
-    fn vtep(
-        &self,
-        family: Family,
-        peer: &Peer<'_>,
-        vteps: &mut BTreeMap<Mac, IpAddr>,
-    ) -> Result<Mac, String> {
+    fn vtep(&self, family: Family, peer: &Peer<'_>, vteps: &mut HashMap<Mac, IpAddr>) -> Result<Mac, String> {
         let key = data_key(family);
         let Some(data) = peer.attrs.backend_data.get(family) else {
             return Err(format!("{key} is missing"));

@@ -1,39 +1,70 @@
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::ownership::KERNEL_PROTOCOL;
 use super::{Desired, LinkSpec, NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedRoute, Op};
 use super::{Ownership, Plan, ROUTE_PROTOCOL};
-use crate::model::{Family, IfName};
+use crate::model::{Family, IfName, Mac};
 
 /// The plan that leads from `have` to `want` and touches nothing foreign.
 ///
-/// Linear in the number of entries, up to a logarithm, and deterministic. A
-/// state that has all that is wanted, and nothing of ours besides, gives an
-/// empty plan.
+/// Linear in the number of entries, and deterministic. A state that has all
+/// that is wanted, and nothing of ours besides, gives an empty plan.
 pub fn diff(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
     let links = links(have, want);
     // What a changed link takes along is missing to all that follows.
     let have = &*after(have, &links);
     let (kept, stale_links) = own_links(have, want, own);
+    let sysctls = compare(&have.sysctls, &want.sysctls, |old, new| old == new);
+    let neighbours = compare(&have.neighbours, &want.neighbours, |old, new| old == new);
+    let fdb = compare(&have.fdb, &want.fdb, |old, new| old.len() == 1 && old.contains(new));
     let routes = routes(have, want, own, &stale_links);
 
     let mut ops = routes.stale;
     ops.extend(links);
     ops.extend(new_addresses(have, want));
-    ops.extend(sysctls(have, want));
-    ops.extend(new_neighbours(have, want));
-    ops.extend(new_fdb(have, want));
+    ops.extend(sysctls.missing.iter().map(|&(key, value)| set_sysctl(key, value)));
+    ops.extend(neighbours.missing.iter().map(|&(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }));
+    ops.extend(fdb.missing.iter().map(|&(&(dev, mac), &dst)| Op::SetFdb { dev, mac, dst }));
     ops.extend(routes.new_nexthops);
     ops.extend(routes.new);
     ops.extend(routes.stale_nexthops);
-    ops.extend(stale_fdb(have, want, &kept));
-    ops.extend(stale_neighbours(have, want, &kept));
+    ops.extend(fdb.extra.iter().filter(|((dev, _), _)| kept.contains(dev)).flat_map(|&entry| del_fdb(entry)));
+    let extra = neighbours.extra.iter().filter(|((dev, _), _)| kept.contains(dev));
+    ops.extend(extra.map(|&(&(dev, ip), _)| Op::DelNeighbour { dev, ip }));
     ops.extend(stale_addresses(have, want, own, &kept));
     ops.extend(stale_links.into_iter().map(|name| Op::DelLink { name }));
     Plan { ops }
+}
+
+/// What of `want` is missing or has another value, and what is there besides.
+struct Delta<'a, K, A, B> {
+    missing: Vec<(&'a K, &'a B)>,
+    extra: Vec<(&'a K, &'a A)>,
+}
+
+/// One walk over both.
+fn compare<'a, K: Ord, A, B>(
+    have: &'a BTreeMap<K, A>,
+    want: &'a BTreeMap<K, B>,
+    mut same: impl FnMut(&A, &B) -> bool,
+) -> Delta<'a, K, A, B> {
+    let mut delta = Delta { missing: Vec::new(), extra: Vec::new() };
+    let mut have = have.iter().peekable();
+    for (key, new) in want {
+        while let Some(entry) = have.next_if(|(other, _)| *other < key) {
+            delta.extra.push(entry);
+        }
+        let stands = have.next_if(|(other, _)| *other == key).is_some_and(|(_, old)| same(old, new));
+        if !stands {
+            delta.missing.push((key, new));
+        }
+    }
+    delta.extra.extend(have);
+    delta
 }
 
 fn links(have: &Observed, want: &Desired) -> Vec<Op> {
@@ -98,36 +129,14 @@ fn stale_addresses(have: &Observed, want: &Desired, own: &Ownership, kept: &BTre
     extra.filter(|&(dev, addr)| ours(dev, addr)).map(|(dev, addr)| Op::DelAddress { dev, addr }).collect()
 }
 
-fn sysctls(have: &Observed, want: &Desired) -> Vec<Op> {
-    let missing = want.sysctls.iter().filter(|&(key, value)| have.sysctls.get(key) != Some(value));
-    missing.map(|(key, value)| Op::SetSysctl { key: key.clone(), value: value.clone() }).collect()
-}
-
-fn new_neighbours(have: &Observed, want: &Desired) -> Vec<Op> {
-    let missing = want.neighbours.iter().filter(|&(key, mac)| have.neighbours.get(key) != Some(mac));
-    missing.map(|(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }).collect()
-}
-
-fn stale_neighbours(have: &Observed, want: &Desired, kept: &BTreeSet<IfName>) -> Vec<Op> {
-    let stale = |key: &(IfName, _)| kept.contains(&key.0) && !want.neighbours.contains_key(key);
-    let keys = have.neighbours.keys().copied().filter(stale);
-    keys.map(|(dev, ip)| Op::DelNeighbour { dev, ip }).collect()
-}
-
-fn new_fdb(have: &Observed, want: &Desired) -> Vec<Op> {
-    let stands = |key, dst| have.fdb.get(key).is_some_and(|dsts| dsts.len() == 1 && dsts.contains(dst));
-    let missing = want.fdb.iter().filter(|&(key, dst)| !stands(key, dst));
-    missing.map(|(&(dev, mac), &dst)| Op::SetFdb { dev, mac, dst }).collect()
+fn set_sysctl(key: &str, value: &str) -> Op {
+    Op::SetSysctl { key: key.to_owned(), value: value.to_owned() }
 }
 
 /// Setting the entry of a wanted MAC replaces its destination, so only MACs
 /// that nobody has any more are left over.
-fn stale_fdb(have: &Observed, want: &Desired, kept: &BTreeSet<IfName>) -> Vec<Op> {
-    let stale = have.fdb.iter().filter(|(key, _)| kept.contains(&key.0) && !want.fdb.contains_key(key));
-    let each = |(&(dev, mac), dsts): (&(IfName, _), &BTreeSet<_>)| {
-        dsts.iter().map(|&dst| Op::DelFdb { dev, mac, dst }).collect::<Vec<_>>()
-    };
-    stale.flat_map(each).collect()
+fn del_fdb<'a>((&(dev, mac), dsts): (&(IfName, Mac), &'a BTreeSet<IpAddr>)) -> impl Iterator<Item = Op> + 'a {
+    dsts.iter().map(move |&dst| Op::DelFdb { dev, mac, dst })
 }
 
 #[derive(Default)]
@@ -140,32 +149,43 @@ struct RouteOps {
 
 fn routes(have: &Observed, want: &Desired, own: &Ownership, stale_links: &BTreeSet<IfName>) -> RouteOps {
     let mut ops = RouteOps::default();
-    let mut ids = NexthopIds::new(have);
-    for (&dst, &nexthop) in &want.routes {
-        let old = have.routes.get(&dst);
-        if let Some(old) = old.filter(|old| ids.stands(have, old, nexthop)) {
-            ids.in_use.insert(old.nexthop_id);
-            continue;
-        }
+    let mut ids_in_use = Vec::new();
+    let routes = compare(&have.routes, &want.routes, |old, new| {
+        let stands = stands(have, old, *new);
+        ids_in_use.extend(stands.then_some(old.nexthop_id));
+        stands
+    });
+    let mut objects = Nexthops::new(have);
+    for (&dst, &nexthop) in routes.missing {
         // Whoever made a route to a subnet that is leased to a peer: the lease
         // says where it leads. That is also how a route of Go flannel's, equal
         // but untagged, becomes ours by one atomic replacement.
-        let id = ids.take(nexthop, &mut ops.new_nexthops);
+        let id = objects.take(nexthop, &mut ops.new_nexthops);
+        ids_in_use.extend(id);
         ops.new.push(Op::SetRoute { dst, nexthop, id });
     }
-    for (&dst, route) in have.routes.iter().filter(|(dst, _)| !want.routes.contains_key(dst)) {
+    for (&dst, route) in routes.extra {
         if is_ours(have, dst, route, own) {
             ops.stale.push(Op::DelRoute { dst, protocol: route.protocol });
         } else {
             // Taking the nexthop away would take the foreign route along.
-            ids.in_use.insert(route.nexthop_id);
+            ids_in_use.push(route.nexthop_id);
         }
     }
-    let on_stale_link = |nexthop: Option<Nexthop>| nexthop.is_some_and(|hop| stale_links.contains(&hop.dev));
-    let ours = have.nexthops.iter().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
-    let stale = ours.filter(|(id, object)| !ids.in_use.contains(id) && !on_stale_link(object.nexthop));
-    ops.stale_nexthops = stale.map(|(&id, _)| Op::DelNexthop { id }).collect();
+    ops.stale_nexthops = stale_nexthops(have, ids_in_use, stale_links);
     ops
+}
+
+/// Whether `route` is ours and leads to `nexthop`. A plain route is left as it
+/// is where there are nexthop objects: it works, and one that was made for want
+/// of free ids would otherwise be written again for ever. One by way of
+/// somebody else's object is not: its owner may change it.
+fn stands(have: &Observed, route: &ObservedRoute, nexthop: Nexthop) -> bool {
+    let object = have.nexthops.get(&route.nexthop_id);
+    let target = object.map_or(route.nexthop, |object| object.nexthop);
+    route.protocol == ROUTE_PROTOCOL
+        && target == Some(nexthop)
+        && object.is_none_or(|object| object.protocol == ROUTE_PROTOCOL)
 }
 
 /// A route carries our number, or leads into the fabric's networks over a link
@@ -179,54 +199,49 @@ fn is_ours(have: &Observed, dst: IpNetwork, route: &ObservedRoute, own: &Ownersh
     }
 }
 
-/// Nexthop objects by value. An object is never changed to another value, as
-/// routes that use it would follow at once: a new one is made, the routes are
-/// moved, the old one goes.
-struct NexthopIds<'a> {
-    by_value: BTreeMap<Nexthop, u32>,
-    /// Ids that nobody uses, lowest first; `None` where the kernel has no
-    /// nexthop objects.
-    free: Option<Box<dyn Iterator<Item = u32> + 'a>>,
-    in_use: BTreeSet<u32>,
+fn stale_nexthops(have: &Observed, mut in_use: Vec<u32>, stale_links: &BTreeSet<IfName>) -> Vec<Op> {
+    in_use.sort_unstable();
+    let goes_with_link = |nexthop: Option<Nexthop>| nexthop.is_some_and(|hop| stale_links.contains(&hop.dev));
+    let ours = have.nexthops.iter().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
+    let unused = ours.filter(|(id, _)| in_use.binary_search(id).is_err());
+    let stale = unused.filter(|(_, object)| !goes_with_link(object.nexthop));
+    stale.map(|(&id, _)| Op::DelNexthop { id }).collect()
 }
 
-impl<'a> NexthopIds<'a> {
-    fn new(have: &'a Observed) -> NexthopIds<'a> {
-        let mut by_value = BTreeMap::new();
-        for (&id, object) in have.nexthops.iter().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL) {
-            if let Some(nexthop) = object.nexthop {
-                by_value.entry(nexthop).or_insert(id);
-            }
-        }
-        let free = NEXTHOP_IDS.filter(|id| !have.nexthops.contains_key(id));
-        let free = have.nexthop_objects.then(|| Box::new(free) as Box<_>);
-        NexthopIds { by_value, free, in_use: BTreeSet::new() }
-    }
+/// Nexthop objects for routes to be set. An object is never changed to another
+/// value, as routes that use it would follow at once: a new one is made, the
+/// routes are moved, the old one goes.
+struct Nexthops<'a> {
+    have: &'a Observed,
+    /// Ours by value; filled when first asked for.
+    by_value: Option<HashMap<Nexthop, u32>>,
+    /// Ids that nobody uses, lowest first; none where the kernel has no nexthop
+    /// objects.
+    free: Box<dyn Iterator<Item = u32> + 'a>,
+}
 
-    /// Whether `route` is ours and leads to `nexthop`. A plain route is left as
-    /// it is where there are nexthop objects: it works, and one that was made
-    /// for want of free ids would otherwise be written again for ever. One by
-    /// way of another's object is not: its owner may change it.
-    fn stands(&self, have: &Observed, route: &ObservedRoute, nexthop: Nexthop) -> bool {
-        route.protocol == ROUTE_PROTOCOL
-            && have.target(route) == Some(nexthop)
-            && (route.nexthop_id == 0 || self.by_value.get(&nexthop) == Some(&route.nexthop_id))
+impl<'a> Nexthops<'a> {
+    fn new(have: &'a Observed) -> Nexthops<'a> {
+        let free = NEXTHOP_IDS.filter(|id| have.nexthop_objects && !have.nexthops.contains_key(id));
+        Nexthops { have, by_value: None, free: Box::new(free) }
     }
 
     /// The id of the object for `nexthop`, made in `ops` if need be; `None`
     /// where the route has to do without.
     fn take(&mut self, nexthop: Nexthop, ops: &mut Vec<Op>) -> Option<u32> {
-        let free = self.free.as_mut()?;
-        let id = match self.by_value.get(&nexthop) {
-            Some(&id) => id,
-            None => {
-                let id = free.next()?;
-                ops.push(Op::SetNexthop { id, nexthop });
-                self.by_value.insert(nexthop, id);
-                id
-            }
-        };
-        self.in_use.insert(id);
+        let by_value = self.by_value.get_or_insert_with(|| own_nexthops(self.have));
+        if let Some(&id) = by_value.get(&nexthop) {
+            return Some(id);
+        }
+        let id = self.free.next()?;
+        ops.push(Op::SetNexthop { id, nexthop });
+        by_value.insert(nexthop, id);
         Some(id)
     }
+}
+
+/// Of equal ones, the lowest id.
+fn own_nexthops(have: &Observed) -> HashMap<Nexthop, u32> {
+    let ours = have.nexthops.iter().rev().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
+    ours.filter_map(|(&id, object)| Some((object.nexthop?, id))).collect()
 }
