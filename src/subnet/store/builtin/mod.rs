@@ -11,6 +11,7 @@
 //! - A watch from exactly the compacted revision sees that revision's deletions
 //!   too, as in etcd since 3.5.17.
 
+mod authority;
 mod check;
 mod cluster;
 mod dir;

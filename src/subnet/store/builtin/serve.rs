@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
+use futures_util::TryStreamExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -14,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::{Router, Server};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
+use super::authority::WithoutAuthority;
 use super::check::MAX_MESSAGE;
 use super::dir::{DataDir, Lock};
 use super::engine::Engine;
@@ -104,7 +106,7 @@ impl Owner {
         for (path, listener) in unix {
             let (router, stop) = (router(&service, Server::builder()), stop.clone());
             servers.spawn(async move {
-                let incoming = UnixListenerStream::new(listener);
+                let incoming = UnixListenerStream::new(listener).map_ok(WithoutAuthority::plain);
                 let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
                 served.map_err(|cause| BuiltinError::Serve { address: path.display().to_string(), cause })
             });
@@ -112,13 +114,14 @@ impl Owner {
         for (listen, tls, listener) in tcp {
             let address = listen.address.to_string();
             let mut server = Server::builder().http2_keepalive_interval(Some(Duration::from_secs(30)));
+            let wrap = if tls.is_some() { WithoutAuthority::tls } else { WithoutAuthority::plain };
             if let Some(tls) = tls {
                 let failed = |cause| BuiltinError::Tls { address: address.clone(), cause };
                 server = server.tls_config(tls).map_err(failed)?;
             }
             let (router, stop) = (router(&service, server), stop.clone());
             servers.spawn(async move {
-                let incoming = TcpListenerStream::new(listener);
+                let incoming = TcpListenerStream::new(listener).map_ok(wrap);
                 let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
                 served.map_err(|cause| BuiltinError::Serve { address, cause })
             });
