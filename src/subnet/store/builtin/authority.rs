@@ -109,11 +109,24 @@ struct Filter {
 enum Frame {
     /// So many bytes of no interest, then a frame header.
     Skip(usize),
-    Header { bytes: [u8; FRAME_HEADER], have: usize },
+    Header {
+        bytes: [u8; FRAME_HEADER],
+        have: usize,
+    },
     /// The pad length of a HEADERS frame, then `priority` bytes of priority.
-    Padding { payload: usize, priority: usize },
-    Priority { left: usize, fields: usize, padding: usize },
-    Fields { left: usize, padding: usize },
+    Padding {
+        payload: usize,
+        priority: usize,
+    },
+    Priority {
+        left: usize,
+        fields: usize,
+        padding: usize,
+    },
+    Fields {
+        left: usize,
+        padding: usize,
+    },
 }
 
 impl Default for Filter {
