@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
-use crate::subnet::store::etcd::{EtcdConfig, TlsFiles};
+use crate::subnet::store::etcd::{Credentials, EtcdConfig, TlsFiles};
 
 /// Run the fabric on this node: lease a subnet, join it to all others, and keep
 /// the kernel so until told to stop. Stopping leaves forwarding in place.
@@ -193,24 +193,26 @@ impl DaemonArgs {
         if !as_flanneld && !etcd.is_named() {
             return Ok(StoreChoice::Builtin);
         }
-        let tls = match (&etcd.etcd_keyfile, &etcd.etcd_certfile) {
-            (None, None) if etcd.etcd_cafile.is_none() => None,
-            (None, None) => Some(TlsFiles { identity: None, ca: etcd.etcd_cafile.clone() }),
-            (Some(key), Some(cert)) => {
-                Some(TlsFiles { identity: Some((cert.clone(), key.clone())), ca: etcd.etcd_cafile.clone() })
-            }
-            _ => return Err(ArgsError::HalfTls),
+        if etcd.etcd_keyfile.is_some() != etcd.etcd_certfile.is_some() {
+            return Err(ArgsError::HalfTls);
+        }
+        let tls = TlsFiles {
+            key: etcd.etcd_keyfile.clone(),
+            cert: etcd.etcd_certfile.clone(),
+            ca: etcd.etcd_cafile.clone(),
         };
-        let login = match (&etcd.etcd_username, &etcd.etcd_password) {
+        let credentials = match (&etcd.etcd_username, &etcd.etcd_password) {
             (None, None) => None,
-            (Some(user), Some(password)) => Some((user.clone(), password.clone())),
+            (Some(user), Some(password)) => {
+                Some(Credentials { user: user.clone(), password: password.clone() })
+            }
             _ => return Err(ArgsError::HalfLogin),
         };
         let endpoints = etcd
             .etcd_endpoints
             .clone()
             .unwrap_or_else(|| FLANNEL_ENDPOINTS.iter().map(|url| (*url).to_owned()).collect());
-        Ok(StoreChoice::Etcd(EtcdConfig { endpoints, prefix: self.prefix(), tls, login }))
+        Ok(StoreChoice::Etcd(EtcdConfig { endpoints, prefix: self.prefix(), tls, credentials }))
     }
 
     pub fn prefix(&self) -> String {

@@ -1,6 +1,6 @@
 //! Which interface other nodes reach this one by (flannel
-//! pkg/ipmatch/match.go), and what else this host reaches. Pure; `kernel::host`
-//! reads the `Host`.
+//! pkg/ipmatch/match.go), and what else this host reaches. A pure function of
+//! what `kernel::host` read.
 
 use std::net::IpAddr;
 
@@ -8,42 +8,8 @@ use ipnetwork::IpNetwork;
 use thiserror::Error;
 
 use crate::backends::Node;
+use crate::kernel::host::{Host, HostLink, HostRoute};
 use crate::model::{Family, IfName, PerFamily, Pool};
-
-/// What this host's kernel says of links, addresses and routes.
-#[derive(Clone, Debug, Default)]
-pub struct Host {
-    pub links: Vec<HostLink>,
-    /// Unicast routes of the main table; those of default routes have prefix
-    /// length 0.
-    pub routes: Vec<HostRoute>,
-}
-
-#[derive(Clone, Debug)]
-pub struct HostLink {
-    pub index: u32,
-    pub name: IfName,
-    pub mtu: u32,
-    pub addresses: Vec<HostAddress>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct HostAddress {
-    pub net: IpNetwork,
-    pub link_local: bool,
-    pub permanent: bool,
-    pub temporary: bool,
-    /// Deprecated, tentative or failed duplicate detection: not to be used.
-    pub unusable: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct HostRoute {
-    pub dst: IpNetwork,
-    pub link: u32,
-    pub metric: u32,
-    pub protocol: u8,
-}
 
 /// What a person asked for; all empty takes the default route's interface.
 #[derive(Clone, Debug, Default)]
@@ -197,6 +163,7 @@ fn masked(net: IpNetwork) -> IpNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::host::HostAddress;
 
     const V4: &[Family] = &[Family::V4];
 

@@ -9,6 +9,8 @@ mod entry;
 #[cfg(feature = "daemon")]
 pub mod fake;
 #[cfg(feature = "daemon")]
+pub mod host;
+#[cfg(feature = "daemon")]
 mod learn;
 #[cfg(feature = "daemon")]
 mod monitor;

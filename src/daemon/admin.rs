@@ -1,0 +1,102 @@
+//! The admin socket: what `weft status` asks. HTTP on a Unix socket that only
+//! root may open.
+
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::status::{Status, StatusSource};
+
+/// Where the socket is unless told otherwise.
+pub const SOCKET: &str = "/run/weft/admin.sock";
+
+/// A status of 65,000 peers stays well below this.
+const MAX_ANSWER: usize = 64 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves until `stop`. The socket is made at once, so that a failure is
+/// reported at start.
+pub fn serve(
+    path: &Path,
+    source: Arc<StatusSource>,
+    stop: CancellationToken,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    let path = path.to_owned();
+    let listener = listen(&path).with_context(|| format!("admin socket {}", path.display()))?;
+    let router = Router::new().route("/status", get(status)).with_state(source);
+    Ok(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+        remove(&path);
+        served.context("admin socket")
+    })
+}
+
+/// Asks the daemon behind `path`.
+pub async fn ask(path: &Path) -> anyhow::Result<Status> {
+    let asked = tokio::time::timeout(PATIENCE, request(path)).await;
+    let body = asked.map_err(|_| anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())).and_then(|body| body);
+    let body = body.with_context(|| format!("daemon at {}", path.display()))?;
+    serde_json::from_slice(&body).with_context(|| format!("answer of the daemon at {}", path.display()))
+}
+
+async fn status(State(source): State<Arc<StatusSource>>) -> impl IntoResponse {
+    match source.status().await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")).into_response(),
+    }
+}
+
+async fn request(path: &Path) -> anyhow::Result<Bytes> {
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|error| anyhow::anyhow!("{error}: is `weft daemon` running, and is this its --admin-socket?"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async {
+        let request = hyper::Request::get("/status").header("host", "weft").body(Empty::<Bytes>::new())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+        if !status.is_success() {
+            bail!("{}", String::from_utf8_lossy(&body).trim());
+        }
+        anyhow::Ok(body)
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        closed = connection => bail!("the connection was closed: {closed:?}"),
+    }
+}
+
+fn listen(path: &PathBuf) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // A daemon that was killed leaves its socket; one that lives answers.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("another daemon serves it: give each its own --admin-socket");
+    }
+    remove(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn remove(path: &Path) {
+    // Gone already is as good.
+    let _ = std::fs::remove_file(path);
+}

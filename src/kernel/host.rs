@@ -1,0 +1,185 @@
+//! This host as it stands before the fabric comes: links, their addresses, and
+//! the main table's routes. Read once at start to choose the uplink and to see
+//! what the cluster's network would overlap.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::netlink::{Connection, NetlinkError, Request};
+use crate::model::{Family, IfName};
+
+/// What this host's kernel says of links, addresses and routes.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    pub links: Vec<HostLink>,
+    /// Unicast routes of the main table; those of default routes have prefix
+    /// length 0.
+    pub routes: Vec<HostRoute>,
+}
+
+#[derive(Clone, Debug)]
+pub struct HostLink {
+    pub index: u32,
+    pub name: IfName,
+    pub mtu: u32,
+    pub addresses: Vec<HostAddress>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct HostAddress {
+    pub net: IpNetwork,
+    pub link_local: bool,
+    pub permanent: bool,
+    pub temporary: bool,
+    /// Deprecated, tentative or failed duplicate detection: not to be used.
+    pub unusable: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct HostRoute {
+    pub dst: IpNetwork,
+    pub link: u32,
+    pub metric: u32,
+    pub protocol: u8,
+}
+
+
+/// Reads the namespace of the calling thread.
+pub fn read() -> Result<Host, NetlinkError> {
+    let mut conn = Connection::open()?;
+    let mut host = Host { links: links(&mut conn)?, routes: routes(&mut conn)? };
+    for (index, address) in addresses(&mut conn)? {
+        if let Some(link) = host.links.iter_mut().find(|link| link.index == index) {
+            link.addresses.push(address);
+        }
+    }
+    Ok(host)
+}
+
+/// The link by which the kernel reaches `target`, as `ip route get` says.
+pub fn link_to(target: IpAddr) -> Result<Option<u32>, NetlinkError> {
+    let mut conn = Connection::open()?;
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(Family::of(target));
+    message.header.destination_prefix_length = Family::of(target).bits();
+    message.attributes.push(RouteAttribute::Destination(target.into()));
+    match conn.get(Request::get(RouteNetlinkMessage::GetRoute(message))) {
+        Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(output_link(&route)),
+        Ok(_) => Ok(None),
+        Err(cause) if matches!(cause.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => Ok(None),
+        Err(cause) => Err(cause.of(format!("route to {target}"))),
+    }
+}
+
+fn links(conn: &mut Connection) -> Result<Vec<HostLink>, NetlinkError> {
+    let request = Request::dump(RouteNetlinkMessage::GetLink(LinkMessage::default()));
+    let messages = conn.dump(request).map_err(|cause| cause.of("links"))?;
+    Ok(messages.into_iter().filter_map(link).collect())
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<HostLink> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut name: Option<IfName> = None;
+    let mut mtu = 0;
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = text.parse().ok(),
+            LinkAttribute::Mtu(value) => mtu = value,
+            _ => {}
+        }
+    }
+    Some(HostLink { index: message.header.index, name: name?, mtu, addresses: Vec::new() })
+}
+
+fn addresses(conn: &mut Connection) -> Result<Vec<(u32, HostAddress)>, NetlinkError> {
+    let request = Request::dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+    let messages = conn.dump(request).map_err(|cause| cause.of("addresses"))?;
+    Ok(messages.into_iter().filter_map(address).collect())
+}
+
+fn address(message: RouteNetlinkMessage) -> Option<(u32, HostAddress)> {
+    let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+    let (mut local, mut peer) = (None, None);
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(ip),
+            AddressAttribute::Address(ip) => peer = Some(ip),
+            AddressAttribute::Flags(all) => flags = all,
+            _ => {}
+        }
+    }
+    let net = IpNetwork::new(local.or(peer)?, message.header.prefix_len).ok()?;
+    let unusable = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    // IFA_F_TEMPORARY is IPv6's reading of IFA_F_SECONDARY (linux/if_addr.h).
+    let temporary = net.is_ipv6() && flags.contains(AddressFlags::Secondary);
+    Some((
+        message.header.index,
+        HostAddress {
+            net,
+            link_local: message.header.scope == AddressScope::Link,
+            permanent: flags.contains(AddressFlags::Permanent),
+            temporary,
+            unusable: flags.intersects(unusable),
+        },
+    ))
+}
+
+fn routes(conn: &mut Connection) -> Result<Vec<HostRoute>, NetlinkError> {
+    let mut routes = Vec::new();
+    for family in Family::BOTH {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(family);
+        let request = Request::dump(RouteNetlinkMessage::GetRoute(message));
+        let messages = conn.dump(request).map_err(|cause| cause.of(format!("{family} routes")))?;
+        routes.extend(messages.into_iter().filter_map(|message| route(message, family)));
+    }
+    Ok(routes)
+}
+
+fn route(message: RouteNetlinkMessage, family: Family) -> Option<HostRoute> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    if message.header.table != RouteHeader::RT_TABLE_MAIN || message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    });
+    let dst = IpNetwork::new(destination.unwrap_or(family.unspecified()), message.header.destination_prefix_length).ok()?;
+    // Link-local prefixes stand on every link and say nothing of reach.
+    if matches!(dst.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+        return None;
+    }
+    let metric = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    Some(HostRoute {
+        dst,
+        link: output_link(&message).unwrap_or(0),
+        metric: metric.unwrap_or(0),
+        protocol: message.header.protocol.into(),
+    })
+}
+
+fn output_link(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    })
+}
+
+fn family_of(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
