@@ -235,7 +235,7 @@ mod tests {
         };
         let temporary = HostAddress { temporary: true, permanent: false, ..address("fd77::aaaa/64") };
         let deprecated = HostAddress { unusable: true, ..address("fd77::dead/64") };
-        let link = |index, name: &str, addresses| HostLink { index, name: name.parse().unwrap(), mtu: 1500, addresses };
+        let link = |index, name: &str, addresses| HostLink { index, name: name.parse().unwrap(), mtu: 1500, mac: None, addresses };
         let mut eth0 = vec![address("192.168.7.2/24"), address("fd77::2/64")];
         let mut all = vec![address("fe80::1/64"), deprecated, temporary];
         all.append(&mut eth0);

@@ -11,7 +11,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Connection, NetlinkError, Request};
-use crate::model::{Family, IfName};
+use crate::model::{Family, IfName, Mac};
 
 /// What this host's kernel says of links, addresses and routes.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +27,7 @@ pub struct HostLink {
     pub index: u32,
     pub name: IfName,
     pub mtu: u32,
+    pub mac: Option<Mac>,
     pub addresses: Vec<HostAddress>,
 }
 
@@ -85,15 +86,16 @@ fn links(conn: &mut Connection) -> Result<Vec<HostLink>, NetlinkError> {
 fn link(message: RouteNetlinkMessage) -> Option<HostLink> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
     let mut name: Option<IfName> = None;
-    let mut mtu = 0;
+    let (mut mtu, mut mac) = (0, None);
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse().ok(),
             LinkAttribute::Mtu(value) => mtu = value,
+            LinkAttribute::Address(octets) => mac = octets.try_into().ok().map(Mac),
             _ => {}
         }
     }
-    Some(HostLink { index: message.header.index, name: name?, mtu, addresses: Vec::new() })
+    Some(HostLink { index: message.header.index, name: name?, mtu, mac, addresses: Vec::new() })
 }
 
 fn addresses(conn: &mut Connection) -> Result<Vec<(u32, HostAddress)>, NetlinkError> {

@@ -1,0 +1,147 @@
+//! How a node joins the fabric: store, network config, uplink, identity, lease.
+//! Whatever is not there yet is waited for, with a message.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tracing::{info, warn};
+
+use super::config::DaemonArgs;
+use super::uplink::{self, Request};
+use crate::backends::{self, Backend, Identity, Node};
+use crate::kernel::host::{self, Host};
+use crate::model::{Family, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::subnet::store::{Store, StoreError};
+use crate::subnet::{Held, Snapshot, Want, alloc, env_file};
+
+/// Between two tries to reach what is away.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two messages about the same wait.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// A node that is part of the fabric.
+#[derive(Debug)]
+pub struct Joined {
+    pub network: NetworkConfig,
+    pub backend: Arc<dyn Backend>,
+    pub node: Node,
+    pub identity: Identity,
+    pub held: Held,
+    /// The listing that the lease was chosen from: where the watch begins.
+    pub snapshot: Snapshot,
+}
+
+pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined> {
+    let network = network_config(store).await?;
+    let backend: Arc<dyn Backend> = backends::from_config(&network, args.tx_checksum_off)
+        .with_context(|| format!("network config in {}", store.describe()))?
+        .into();
+    let host = host::read()?;
+    let node = choose_uplink(args, &host, &network)?;
+    backend.check(&node)?;
+
+    let snapshot = patiently("leases", || store.snapshot()).await?;
+    let identity = identity(&*backend, &host, &node, &snapshot);
+    let want = Want {
+        config: network.clone(),
+        attrs: backend.attrs(&node, &identity),
+        previous: previous_subnet(args),
+    };
+    let held = patiently("a lease", || store.acquire(&snapshot, &want)).await?;
+    info!(subnet = %held.stored.lease.key, backend = backend.kind(), "this node's subnet");
+    Ok(Joined { network, backend, node, identity, held, snapshot })
+}
+
+/// Tries until it is done or refused for good.
+pub async fn patiently<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut reminder = Reminder::default();
+    loop {
+        match attempt().await {
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Exhausted(_))) => {
+                reminder.wait(what, &error).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Says what is waited for at once, then once a minute.
+#[derive(Default)]
+struct Reminder {
+    said: Option<Instant>,
+}
+
+impl Reminder {
+    async fn wait(&mut self, what: &str, cause: &dyn Display) {
+        if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
+            self.said = Some(Instant::now());
+            warn!("waiting for {what}: {cause}");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// The cluster's config. One that is not there, or not right, is waited for: a
+/// person may put it right while we run.
+async fn network_config(store: &dyn Store) -> anyhow::Result<NetworkConfig> {
+    let mut reminder = Reminder::default();
+    loop {
+        let cause = match patiently("the network config", || store.network_config()).await? {
+            None => format!("{} has none yet", store.describe()),
+            Some(json) => match NetworkConfig::parse(&json) {
+                Ok(config) => return Ok(config),
+                Err(error) => format!("{}: {error}", store.describe()),
+            },
+        };
+        reminder.wait("a network config", &cause).await;
+    }
+}
+
+fn choose_uplink(args: &DaemonArgs, host: &Host, network: &NetworkConfig) -> anyhow::Result<Node> {
+    let can_reach = match args.iface_can_reach {
+        Some(target) => Some((target, host::link_to(target)?)),
+        None => None,
+    };
+    let request = Request {
+        ifaces: args.iface.clone(),
+        can_reach,
+        public_ip: PerFamily { v4: args.public_ip.map(Into::into), v6: args.public_ipv6.map(Into::into) },
+    };
+    let families: Vec<Family> = network.pools.iter().map(|(family, _)| family).collect();
+    let choice = uplink::choose(host, &request, &families)?;
+    info!(uplink = %choice.node.uplink, mtu = choice.node.uplink_mtu, "{}", choice.because);
+    Ok(choice.node)
+}
+
+/// Found once: in our stored lease, then on the existing device, then drawn at
+/// random.
+fn identity(backend: &dyn Backend, host: &Host, node: &Node, snapshot: &Snapshot) -> Identity {
+    let stored = snapshot
+        .leases
+        .iter()
+        .find(|stored| alloc::is_own(&node.public_ip, &stored.lease.attrs.public_ip))
+        .map(|stored| backend.published_identity(&stored.lease.attrs))
+        .unwrap_or_default();
+    let mac = backend.devices().map(|family, device| {
+        let on_device = || host.links.iter().find(|link| link.name == device).and_then(|link| link.mac);
+        stored.mac.get(family).copied().or_else(on_device).unwrap_or_else(|| Mac::local(rand::random()))
+    });
+    Identity { mac }
+}
+
+/// What `subnet.env` remembers. A broken one costs the memory, not the start.
+fn previous_subnet(args: &DaemonArgs) -> Option<SubnetKey> {
+    match env_file::read(&args.subnet_file) {
+        Ok(env) => env.and_then(|env| env.subnet_key()),
+        Err(error) => {
+            warn!("{error}: starting without it");
+            None
+        }
+    }
+}
