@@ -1,0 +1,368 @@
+//! The whole fabric with real packets: etcd, daemons and containers wired by the
+//! plugin, on hosts that are network namespaces.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use netns_harness::{Daemon, Flood, Host, Lab, Netns, wait_until};
+use serde_json::{Value, json};
+
+const VXLAN: &str = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#;
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn vxlan_joins_containers_of_two_hosts() {
+    every_pair_reaches(VXLAN);
+}
+
+#[test]
+fn host_gw_joins_containers_of_two_hosts() {
+    every_pair_reaches(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#);
+}
+
+#[test]
+fn dual_stack_joins_both_families() {
+    every_pair_reaches(
+        r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#,
+    );
+}
+
+#[test]
+fn ipv6_alone_joins_too() {
+    every_pair_reaches(
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd42::/48","Backend":{"Type":"host-gw"}}"#,
+    );
+}
+
+#[test]
+fn a_killed_daemon_comes_back_without_losing_a_packet_or_writing_one_object() {
+    let mut fabric = Fabric::new("kill", VXLAN, 2);
+    fabric.start_all();
+    let (a, b) = (fabric.pod(0), fabric.pod(1));
+    let before = fabric.subnet_env(0);
+    let flood: Flood = a.netns.flood(b.ips[0], 1000).unwrap();
+    wait_until(SOON, "the flood", || flood.received() > 200).unwrap();
+
+    fabric.daemons[0].kill9().unwrap();
+    let monitor = fabric.hosts[0].spawn("monitor", fabric.hosts[0].command("ip").args(["monitor", "all"])).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    fabric.start(0, &[]);
+    fabric.wait_in_sync(0);
+    std::thread::sleep(Duration::from_secs(1));
+
+    let report = flood.stop().unwrap();
+    assert!(report.sent > 1000, "{report:?}");
+    assert_eq!(report.lost(), 0, "{report:?}");
+    assert_eq!(fabric.subnet_env(0), before);
+    assert_eq!(monitored_changes(&monitor), Vec::<String>::new(), "nothing is rewritten");
+}
+
+#[test]
+fn stopping_leaves_forwarding_in_place() {
+    let mut fabric = Fabric::new("stop", VXLAN, 2);
+    fabric.start_all();
+    let (a, b) = (fabric.pod(0), fabric.pod(1));
+    for daemon in &mut fabric.daemons {
+        let status = daemon.terminate(Duration::from_secs(10)).unwrap();
+        assert!(status.success(), "{status}: {}", daemon.log_tail(20));
+    }
+    assert_eq!(a.netns.ping(b.ips[0], 20).unwrap().lost(), 0);
+}
+
+#[test]
+fn a_store_that_is_away_at_start_is_waited_for_with_a_message() {
+    let mut fabric = Fabric::without_etcd("away", 1);
+    fabric.start(0, &[]);
+    wait_until(SOON, "a message", || fabric.daemons[0].log_tail(50).contains("waiting for")).unwrap();
+    assert!(fabric.daemons[0].exited().unwrap().is_none(), "{}", fabric.daemons[0].log_tail(50));
+
+    fabric.start_etcd();
+    wait_until(SOON, "the same message for the config", || {
+        fabric.daemons[0].log_tail(50).contains("has none yet")
+    })
+    .unwrap();
+    fabric.put("config", VXLAN);
+    fabric.wait_in_sync(0);
+}
+
+#[test]
+fn a_broken_lease_harms_nobody_else() {
+    let mut fabric = Fabric::new("broken", VXLAN, 2);
+    fabric.start_all();
+    let (a, b) = (fabric.pod(0), fabric.pod(1));
+    let good = r#"{"PublicIP":"192.168.77.77","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}"#;
+    fabric.put("subnets/10.42.200.0-24", good);
+    fabric.wait_for_route(0, "10.42.200.0/24");
+    fabric.put("subnets/10.42.200.0-24", "{\"PublicIP\":");
+    fabric.put("subnets/10.42.201.0-24", r#"{"PublicIP":"nonsense"}"#);
+    fabric.put("subnets/not-a-subnet", good);
+    fabric.put("subnets/10.42.202.0-24", &good.replace("02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff").replace("77.77", "77.78"));
+    fabric.put("subnets/10.42.203.0-24", &good.replace("00:77", "00:79").replace("77.77", "77.79"));
+    fabric.wait_for_route(0, "10.42.203.0/24");
+
+    assert_eq!(a.netns.ping(b.ips[0], 5).unwrap().lost(), 0);
+    assert!(fabric.has_route(0, "10.42.200.0/24"), "what was last known good stays");
+    assert!(!fabric.has_route(0, "10.42.202.0/24"));
+    let status = fabric.status(0);
+    assert_eq!(status["store"]["bad_records"].as_array().unwrap().len(), 3, "{status:#}");
+    let log = fabric.daemons[0].log_tail(500);
+    assert_eq!(log.matches("10.42.201.0-24").count(), 1, "logged once: {log}");
+}
+
+#[test]
+fn what_someone_deletes_is_put_back() {
+    let mut fabric = Fabric::new("heal", VXLAN, 2);
+    fabric.start_all();
+    let (a, b) = (fabric.pod(0), fabric.pod(1));
+    let route = fabric.subnet_of(1);
+    for fault in [
+        vec!["route", "del", &route],
+        vec!["link", "set", "flannel.1", "down"],
+        vec!["link", "set", "flannel.1", "address", "02:11:22:33:44:55"],
+        vec!["link", "del", "flannel.1"],
+    ] {
+        fabric.hosts[0].run("ip", &fault).unwrap();
+        let healed = || a.netns.ping(b.ips[0], 1).is_ok_and(|report| report.lost() == 0);
+        wait_until(SOON, &format!("healing of ip {}", fault.join(" ")), healed).unwrap();
+    }
+    fabric.wait_in_sync(0);
+}
+
+#[test]
+fn a_lease_that_was_revoked_is_taken_again() {
+    let mut fabric = Fabric::new("revoke", VXLAN, 2);
+    fabric.start_all();
+    let before = fabric.subnet_env(0);
+    let key = fabric.subnet_of(0).replace('/', "-");
+    fabric.etcdctl(&["del", &format!("/coreos.com/network/subnets/{key}")]);
+    let back = || fabric.etcdctl(&["get", &format!("/coreos.com/network/subnets/{key}")]).contains("VtepMAC");
+    wait_until(SOON, "the lease", back).unwrap();
+    assert_eq!(fabric.subnet_env(0), before);
+    fabric.wait_for_route(1, &fabric.subnet_of(0));
+}
+
+#[test]
+fn wrong_options_are_refused_with_the_way_out() {
+    let mut fabric = Fabric::new("options", VXLAN, 1);
+    let etcd = fabric.etcd_url();
+    for (args, says) in [
+        (&["--etcd-endpoints", &etcd, "--iface", "eth9"][..], "this host has lo, eth0"),
+        (&["--etcd-endpoints", "not a url"], "not a url"),
+        (&["--etcd-keyfile", "/nowhere"], "--etcd-certfile"),
+        (&["--subnet-file"], "--subnet-file <FILE>"),
+        (&["--network", "192.168.0.0/16", "--data-dir", "DIR"], "192.168.0.0/16 overlaps route 192.168."),
+        (&["--network", "10.0.0.0/31", "--data-dir", "DIR"], "10.0.0.0/31"),
+        (&["--net-config-path", "/nowhere.json", "--data-dir", "DIR"], "/nowhere.json"),
+    ] {
+        let host = &fabric.hosts[0];
+        let data = host.dir().join("store").display().to_string();
+        let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
+        command.arg("daemon").args(args.iter().map(|arg| if *arg == "DIR" { &data } else { *arg }));
+        let mut daemon = host.spawn("refused", &mut command).unwrap();
+        let done = wait_until(SOON, "an exit", || daemon.exited().unwrap().is_some());
+        let log = daemon.log_tail(20);
+        assert!(done.is_ok() && !daemon.exited().unwrap().unwrap().success(), "{args:?}: {log}");
+        assert!(log.contains(says), "{args:?}: {log}");
+    }
+    fabric.daemons.clear();
+}
+
+fn every_pair_reaches(config: &str) {
+    let mut fabric = Fabric::new("pairs", config, 2);
+    fabric.start_all();
+    let pods = [fabric.pod(0), fabric.pod(0), fabric.pod(1), fabric.pod(1)];
+    for a in &pods {
+        for ip in pods.iter().flat_map(|b| &b.ips) {
+            let report = a.netns.ping(*ip, 3).unwrap();
+            assert_eq!(report.lost(), 0, "{} to {ip}: {report:?}", a.netns.name());
+        }
+    }
+}
+
+/// Lines of `ip monitor` that are about links, routes, nexthops or permanent
+/// neighbours; neighbours that the traffic itself refreshes are not ours.
+fn monitored_changes(monitor: &Daemon) -> Vec<String> {
+    let ours = |line: &&str| {
+        (line.contains("[ROUTE]") || line.contains("[LINK]") || line.contains("[NEXTHOP]") || line.contains("[ADDR]"))
+            || line.contains("PERMANENT")
+    };
+    monitor.log_tail(1000).lines().filter(ours).map(str::to_owned).collect()
+}
+
+struct Fabric {
+    // Daemons go before the lab they stand in.
+    daemons: Vec<Daemon>,
+    etcd: Option<Daemon>,
+    hosts: Vec<Host>,
+    pods: std::cell::Cell<usize>,
+    lab: Lab,
+}
+
+struct Pod {
+    netns: Netns,
+    ips: Vec<IpAddr>,
+}
+
+impl Fabric {
+    fn new(label: &str, config: &str, hosts: usize) -> Fabric {
+        let mut fabric = Fabric::without_etcd(label, hosts);
+        fabric.start_etcd();
+        fabric.put("config", config);
+        fabric
+    }
+
+    fn without_etcd(label: &str, hosts: usize) -> Fabric {
+        let lab = Lab::new(label).unwrap();
+        let hosts = (1..=hosts).map(|i| lab.host(&format!("h{i}")).unwrap()).collect();
+        Fabric { lab, hosts, etcd: None, daemons: Vec::new(), pods: 0.into() }
+    }
+
+    fn start_etcd(&mut self) {
+        let switch = self.lab.switch();
+        let url = self.etcd_url();
+        let data = self.lab.dir().join("etcd");
+        let mut command = switch.command("etcd");
+        command
+            .arg("--data-dir")
+            .arg(&data)
+            .args(["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", &url])
+            .args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
+        self.etcd = Some(switch.spawn("etcd", &mut command).unwrap());
+        let healthy = || self.try_etcdctl(&["endpoint", "health"]).is_ok();
+        wait_until(SOON, "etcd", healthy).unwrap();
+    }
+
+    fn etcd_url(&self) -> String {
+        format!("http://{}:2379", self.lab.switch_ip4())
+    }
+
+    fn start_all(&mut self) {
+        for i in 0..self.hosts.len() {
+            self.start(i, &[]);
+        }
+        for i in 0..self.hosts.len() {
+            self.wait_in_sync(i);
+        }
+    }
+
+    fn start(&mut self, i: usize, extra: &[&str]) {
+        let host = &self.hosts[i];
+        let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
+        command
+            .args(["daemon", "--etcd-endpoints", &self.etcd_url()])
+            .arg("--subnet-file")
+            .arg(host.dir().join("subnet.env"))
+            .arg("--admin-socket")
+            .arg(host.dir().join("admin.sock"))
+            .args(extra);
+        let daemon = host.spawn("weft", &mut command).unwrap();
+        match i < self.daemons.len() {
+            true => self.daemons[i] = daemon,
+            false => self.daemons.push(daemon),
+        }
+    }
+
+    /// Until the daemon says that every other one is its peer and the kernel
+    /// agrees.
+    fn wait_in_sync(&self, i: usize) {
+        let others = self.hosts.len() - 1;
+        let in_sync = || {
+            self.try_status(i).is_some_and(|(status, ok)| {
+                ok && status["peers"].as_array().is_some_and(|peers| peers.len() >= others)
+            })
+        };
+        if let Err(error) = wait_until(SOON, "a daemon in sync", in_sync) {
+            panic!("{error}: {:#?}: {}", self.try_status(i), self.daemons[i].log_tail(50));
+        }
+    }
+
+    fn status(&self, i: usize) -> Value {
+        self.try_status(i).expect("a status").0
+    }
+
+    fn try_status(&self, i: usize) -> Option<(Value, bool)> {
+        let socket = self.hosts[i].dir().join("admin.sock");
+        let mut command = self.hosts[i].command(env!("CARGO_BIN_EXE_weft"));
+        let output = command.args(["status", "--json", "--admin-socket"]).arg(socket).output().unwrap();
+        let status = serde_json::from_slice(&output.stdout).ok()?;
+        Some((status, output.status.success()))
+    }
+
+    fn subnet_env(&self, i: usize) -> String {
+        std::fs::read_to_string(self.hosts[i].dir().join("subnet.env")).unwrap()
+    }
+
+    /// The node's IPv4 subnet, host bits off: `10.42.7.0/24`.
+    fn subnet_of(&self, i: usize) -> String {
+        let env = self.subnet_env(i);
+        let subnet = env.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).unwrap();
+        subnet.replace(".1/", ".0/")
+    }
+
+    fn has_route(&self, i: usize, dst: &str) -> bool {
+        let routes = self.hosts[i].ip_json(&format!("route show {dst}")).unwrap();
+        routes.as_array().is_some_and(|routes| !routes.is_empty())
+    }
+
+    fn wait_for_route(&self, i: usize, dst: &str) {
+        wait_until(SOON, &format!("route {dst}"), || self.has_route(i, dst)).unwrap();
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        self.etcdctl(&["put", &format!("/coreos.com/network/{key}"), value]);
+    }
+
+    fn etcdctl(&self, args: &[&str]) -> String {
+        self.try_etcdctl(args).unwrap()
+    }
+
+    fn try_etcdctl(&self, args: &[&str]) -> Result<String, netns_harness::Error> {
+        let url = self.etcd_url();
+        let all = ["ETCDCTL_API=3", "etcdctl", "--endpoints", &url];
+        self.lab.switch().run("env", all.iter().chain(args))
+    }
+
+    /// A container on host `i`, wired by the plugin as a runtime would.
+    fn pod(&self, i: usize) -> Pod {
+        let number = self.pods.replace(self.pods.get() + 1);
+        let (host, name) = (&self.hosts[i], format!("p{number}"));
+        let netns = self.lab.pod(host, &name).unwrap();
+        let data = |what: &str| host.dir().join(what);
+        let config = json!({
+            "name": "cbr0", "cniVersion": "1.0.0", "type": "flannel",
+            "subnetFile": data("subnet.env"), "dataDir": data("flannel"),
+            "ipam": {"dataDir": data("networks")},
+            "delegate": {"isDefaultGateway": true, "hairpinMode": true, "ipMasq": false},
+        });
+        let mut child = host
+            .command(plugin())
+            .env("CNI_COMMAND", "ADD")
+            .env("CNI_CONTAINERID", &name)
+            .env("CNI_NETNS", netns.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", plugin().parent().unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said} {}", String::from_utf8_lossy(&output.stderr));
+        let result: Value = serde_json::from_str(&said).unwrap();
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        let ips = result["ips"].as_array().unwrap().iter().map(|ip| address(ip).unwrap()).collect();
+        Pod { netns, ips }
+    }
+}
+
+/// Built beside `weft` by `cargo build --workspace`, as `make test` does first.
+fn plugin() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name("weft-cni");
+    assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
+    path
+}
