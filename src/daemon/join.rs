@@ -30,6 +30,8 @@ pub struct Joined {
     pub node: Node,
     pub identity: Identity,
     pub held: Held,
+    /// What was asked for, to ask for again.
+    pub want: Want,
     /// The listing that the lease was chosen from: where the watch begins.
     pub snapshot: Snapshot,
 }
@@ -52,7 +54,7 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
     };
     let held = patiently("a lease", || store.acquire(&snapshot, &want)).await?;
     info!(subnet = %held.stored.lease.key, backend = backend.kind(), "this node's subnet");
-    Ok(Joined { network, backend, node, identity, held, snapshot })
+    Ok(Joined { network, backend, node, identity, held, want, snapshot })
 }
 
 /// Tries until it is done or refused for good.

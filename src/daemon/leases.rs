@@ -10,19 +10,19 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::join::patiently;
-use crate::backends::Peers;
 use crate::model::SubnetKey;
+use crate::reconciler::Target;
 use crate::subnet::renewal::{Due, Timer};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::table::{LeaseTable, OwnState};
 use crate::subnet::{Held, Renewal, StoreEvent, Want, alloc};
 
-/// The table of leases, and who is to be woken when it changes.
+/// The table of leases, and who is told when it changes.
 #[derive(Debug)]
 pub struct Leases {
     table: Mutex<LeaseTable>,
-    /// The peers or our own subnet changed: for the reconciler.
-    pub changed: Notify,
+    /// The reconciler's.
+    target: Target,
     /// Our own lease is in doubt: for its keeper.
     doubt: Notify,
     /// Why we hold no lease, while that is so.
@@ -30,10 +30,10 @@ pub struct Leases {
 }
 
 impl Leases {
-    pub fn new(held: Held) -> Leases {
+    pub fn new(held: Held, target: Target) -> Leases {
         Leases {
             table: Mutex::new(LeaseTable::new(held)),
-            changed: Notify::new(),
+            target,
             doubt: Notify::new(),
             lost: Mutex::new(None),
         }
@@ -54,10 +54,14 @@ impl Leases {
 
     fn set_own(&self, held: Held) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let moved = self.own().stored.lease.key != held.stored.lease.key;
-        if self.table().set_own(held).peers || moved {
-            self.changed.notify_one();
+        let mut table = self.table();
+        if table.set_own(held).peers {
+            self.publish(&table);
         }
+    }
+
+    fn publish(&self, table: &LeaseTable) {
+        self.target.update(|inputs| inputs.peers.clone_from(table.peers()));
     }
 
     fn set_lost(&self, why: String) {
@@ -80,13 +84,13 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
         }
         let mut table = leases.table();
         let change = table.apply(event);
+        if change.peers {
+            leases.publish(&table);
+        }
         let doubtful = table.own_state() == OwnState::Doubtful;
         drop(table);
         for bad in change.bad {
             warn!("lease {}: {}: left out until it is mended", bad.key, bad.reason);
-        }
-        if change.peers {
-            leases.changed.notify_one();
         }
         if doubtful {
             leases.doubt.notify_one();
@@ -168,10 +172,12 @@ async fn take(store: &dyn Store, key: SubnetKey, want: &Want) -> Result<Held, St
         ));
     }
     let want = Want { previous: Some(key), ..want.clone() };
-    store.acquire(&snapshot, &want).await.map_err(says)
-}
-
-/// The peers as they now are, for whoever needs a copy.
-pub fn peers(leases: &Leases) -> Peers {
-    leases.table().peers().clone()
+    let held = store.acquire(&snapshot, &want).await.map_err(says)?;
+    if held.stored.lease.key != key {
+        return Err(format!(
+            "subnet {key} was lost and {} leased instead: containers keep running; restart the daemon to move to it",
+            held.stored.lease.key
+        ));
+    }
+    Ok(held)
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,15 +24,20 @@ use self::config::{DaemonArgs, StoreChoice};
 use self::join::{Joined, patiently};
 use self::leases::Leases;
 use self::status::StatusSource;
-use crate::kernel::host;
+use crate::backends::Peers;
+use crate::kernel::{Monitor, Nexthops, Rtnl, host};
 use crate::model::SubnetEnv;
+use crate::reconciler::{self, Inputs, Reconciler, Settings, Target};
 use crate::subnet::env_file;
 use crate::subnet::store::Store;
-use crate::subnet::store::builtin::{self, Keeper};
+use crate::subnet::store::builtin::Keeper;
 use crate::subnet::store::etcd::EtcdStore;
 
 /// How long the loops may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long the kernel may take to be as it should be before we count as ready
+/// all the same.
+const FIRST_PASS: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until SIGTERM or SIGINT. Called as flanneld, flannel's
 /// defaults hold.
@@ -50,10 +56,163 @@ pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
     tasks.run().await
 }
 
+/// Joins the fabric and starts the loops.
 async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyhow::Result<()> {
     let store = open_store(args, as_flanneld, tasks).await?;
-    info!(version = env!("CARGO_PKG_VERSION"), store = store.describe(), "weft");
+    info!(version = env!("CARGO_PKG_VERSION"), "weft, leases in {}", store.describe());
     let joined = join::join(args, &*store).await?;
     write_subnet_env(args, &joined)?;
+
+    let target = Target::new(Inputs {
+        node: joined.node.clone(),
+        identity: joined.identity.clone(),
+        own: joined.held.stored.lease.key,
+        peers: peers(&joined),
+    });
+    let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
+    let leases = Arc::new(Leases::new(joined.held.clone(), target));
+    let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone());
+    let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
+    tasks.spawn("admin socket", admin);
+
+    let events = store.watch(joined.snapshot.clone());
+    tasks.spawn_endless("lease watch", leases::follow(events, leases.clone()));
+    tasks.spawn_endless("lease keeper", leases::keep(store, leases, joined.want, args.renew_margin()));
+    announce(&reconciler).await;
     Ok(())
+}
+
+async fn open_store(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
+    let config = match args.store(as_flanneld)? {
+        StoreChoice::Etcd(config) => return Ok(Arc::new(EtcdStore::new(config)?)),
+        StoreChoice::Builtin => seed::network_config(args, &host::read()?)?,
+    };
+    let dir = &args.builtin.data_dir;
+    let (channel, keeper) = Keeper::start(dir, tasks.stop.clone())?;
+    tasks.spawn("built-in store", async { keeper.run().await.map_err(Into::into) });
+    let store = EtcdStore::from_channel(channel, &args.prefix(), format!("built-in store {}", dir.display()));
+    patiently("the built-in store", || store.seed_config(&config)).await?;
+    Ok(Arc::new(store))
+}
+
+fn write_subnet_env(args: &DaemonArgs, joined: &Joined) -> anyhow::Result<()> {
+    let mtu = joined.backend.mtu(&joined.node);
+    let env = SubnetEnv::new(&joined.network, &joined.held.stored.lease.key, mtu, false);
+    if env_file::write(&args.subnet_file, &env)? {
+        info!("wrote {}", args.subnet_file.display());
+    }
+    Ok(())
+}
+
+/// The listing's leases without our own, so that a restart looks for no less
+/// than the kernel has.
+fn peers(joined: &Joined) -> Peers {
+    let own = joined.held.stored.lease.key;
+    let others = joined.snapshot.leases.iter().filter(|stored| stored.lease.key != own);
+    others.map(|stored| (stored.lease.key, stored.lease.attrs.clone())).collect()
+}
+
+fn start_reconciler(
+    args: &DaemonArgs,
+    joined: &Joined,
+    target: Target,
+    tasks: &mut Tasks,
+) -> anyhow::Result<reconciler::Handle> {
+    let nexthops = if args.plain_routes { Nexthops::Never } else { Nexthops::WherePossible };
+    let settings =
+        Settings { audit: Duration::from_secs(args.audit_interval.into()), ..Settings::default() };
+    let (reconciler, handle) = Reconciler::new(
+        Rtnl::open(None, nexthops)?,
+        Monitor::open(None)?,
+        joined.backend.clone(),
+        joined.backend.ownership(),
+        target,
+        settings,
+    );
+    let stop = tasks.stop.clone();
+    tasks.spawn("reconciler", async { reconciler.run(stop).await.map_err(Into::into) });
+    Ok(handle)
+}
+
+/// Tells systemd that containers may come: the kernel is as it should be, or we
+/// have waited long enough for it and say so.
+async fn announce(reconciler: &reconciler::Handle) {
+    let mut state = reconciler.state();
+    let synced = tokio::time::timeout(FIRST_PASS, state.wait_for(|state| state.synced)).await.is_ok();
+    let status = if synced { "in sync" } else { "running; the kernel is not in sync yet" };
+    info!("{status}");
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Without systemd nobody listens, and that is fine.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!("notification of systemd: {error}");
+    }
+}
+
+/// The loops of the daemon: all stop together, the first that fails stops all.
+struct Tasks {
+    set: JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Signals are caught from now on.
+    fn new(stop: CancellationToken) -> anyhow::Result<Tasks> {
+        let mut tasks = Tasks { set: JoinSet::new(), stop };
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let stop = tasks.stop.clone();
+        tasks.spawn_endless("signals", async move {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            info!("{name}: stopping; forwarding stays in place");
+            notify(&[NotifyState::Stopping]);
+            stop.cancel();
+        });
+        Ok(tasks)
+    }
+
+    /// A task that minds `stop` itself.
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    /// A task that is cut off at any await when it is time to stop.
+    fn spawn_endless(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.spawn(name, async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+            Ok(())
+        });
+    }
+
+    /// Until the first task ends; what it ended with.
+    async fn run(mut self) -> anyhow::Result<()> {
+        let ended = match self.set.join_next().await {
+            Some(Ok((name, result))) => result.with_context(|| name).and_then(|()| self.expected(name)),
+            Some(Err(panic)) => Err(panic.into()),
+            None => Ok(()),
+        };
+        self.stop.cancel();
+        self.drain().await;
+        ended
+    }
+
+    fn expected(&self, name: &str) -> anyhow::Result<()> {
+        if self.stop.is_cancelled() { Ok(()) } else { Err(anyhow::anyhow!("{name} ended by itself")) }
+    }
+
+    async fn drain(&mut self) {
+        let all = async { while self.set.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, all).await.is_err() {
+            warn!("not all has ended within {} s: leaving it", DRAIN.as_secs());
+        }
+    }
 }

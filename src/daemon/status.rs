@@ -1,6 +1,16 @@
 //! What the daemon says of itself: the answer to `weft status`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
+
+use super::join::Joined;
+use super::leases::Leases;
+use crate::backends::{Backend, Peers};
+use crate::model::{LeaseAttrs, NetworkConfig, SubnetKey};
+use crate::reconciler::{Handle, Snapshot};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -28,7 +38,8 @@ pub struct LeaseStatus {
     /// `held`, `reserved`, or what is wrong with it.
     pub state: String,
     pub ok: bool,
-    /// Seconds until the store would forget it; absent for a reservation.
+    /// Seconds that the store gave at the last renewal; absent for a
+    /// reservation.
     pub expires_in: Option<u64>,
 }
 
@@ -78,4 +89,99 @@ impl Status {
         }
         (!self.kernel.synced).then(|| "the kernel is not in sync yet".to_owned())
     }
+}
+
+/// Where an answer comes from.
+#[derive(Debug)]
+pub struct StatusSource {
+    store: String,
+    network: NetworkConfig,
+    backend: Arc<dyn Backend>,
+    leases: Arc<Leases>,
+    reconciler: Handle,
+}
+
+impl StatusSource {
+    pub fn new(store: String, joined: &Joined, leases: Arc<Leases>, reconciler: Handle) -> StatusSource {
+        let (network, backend) = (joined.network.clone(), joined.backend.clone());
+        StatusSource { store, network, backend, leases, reconciler }
+    }
+
+    /// With a fresh look at the kernel.
+    pub async fn status(&self) -> anyhow::Result<Status> {
+        let seen = self.reconciler.observe().await.context("the reconciler has stopped")??;
+        let state = self.reconciler.state().borrow().clone();
+        let node = &seen.inputs.node;
+        let mut rejected: BTreeMap<SubnetKey, Vec<&str>> = BTreeMap::new();
+        for peer in &state.rejected {
+            rejected.entry(peer.key).or_default().push(&peer.reason);
+        }
+        let peers = seen.inputs.peers.iter().map(|(key, attrs)| {
+            self.peer(&seen, *key, attrs, rejected.get(key).map(|reasons| reasons.join("; ")))
+        });
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: NodeStatus {
+                uplink: node.uplink.to_string(),
+                public_ips: node.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
+            },
+            lease: self.lease(),
+            backend: self.backend.kind().to_owned(),
+            mtu: self.backend.mtu(node),
+            networks: self.network.pools.iter().map(|(_, pool)| pool.network.to_string()).collect(),
+            store: self.store(),
+            kernel: KernelStatus {
+                synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
+                changes: state.ops.values().sum(),
+                repairs: state.repairs,
+                failures: state.failed.clone(),
+            },
+            peers: peers.collect(),
+        })
+    }
+
+    fn lease(&self) -> LeaseStatus {
+        let held = self.leases.own();
+        let lost = self.leases.lost();
+        let ok = lost.is_none();
+        let state = lost.unwrap_or_else(|| match held.stored.lease_id {
+            Some(_) => "held".to_owned(),
+            None => "reserved".to_owned(),
+        });
+        let subnets = subnets(&held.stored.lease.key);
+        LeaseStatus { subnets, state, ok, expires_in: held.ttl.map(|ttl| ttl.as_secs()) }
+    }
+
+    fn store(&self) -> StoreStatus {
+        let table = self.leases.table();
+        StoreStatus {
+            name: self.store.clone(),
+            connected: table.connected(),
+            bad_records: table.bad().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect(),
+        }
+    }
+
+    fn peer(&self, seen: &Snapshot, key: SubnetKey, attrs: &LeaseAttrs, rejected: Option<String>) -> PeerStatus {
+        let inputs = &seen.inputs;
+        let foreign = (attrs.backend_type != self.backend.kind())
+            .then(|| format!("its backend is {:?}, this node's {:?}", attrs.backend_type, self.backend.kind()));
+        let alone = Peers::from([(key, attrs.clone())]);
+        let (desired, _) = self.backend.desired(&inputs.node, &inputs.identity, &inputs.own, &alone);
+        // Where it was left out for another peer's sake, its state is not wanted.
+        let missing = match rejected {
+            Some(_) => Vec::new(),
+            None => desired.missing_from(&seen.observed),
+        };
+        PeerStatus {
+            subnets: subnets(&key),
+            public_ips: attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
+            backend: attrs.backend_type.clone(),
+            rejected: rejected.or(foreign),
+            missing,
+        }
+    }
+}
+
+fn subnets(key: &SubnetKey) -> Vec<String> {
+    key.nets().map(|(_, net)| net.to_string()).collect()
 }

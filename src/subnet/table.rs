@@ -90,6 +90,11 @@ impl LeaseTable {
         self.bad.len()
     }
 
+    /// The records that do not parse at present.
+    pub fn bad(&self) -> impl Iterator<Item = &BadRecord> {
+        self.bad.values()
+    }
+
     /// Whether the watch is up.
     pub fn connected(&self) -> bool {
         self.connected
