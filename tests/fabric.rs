@@ -47,7 +47,8 @@ fn a_killed_daemon_comes_back_without_losing_a_packet_or_writing_one_object() {
     wait_until(SOON, "the flood", || flood.received() > 200).unwrap();
 
     fabric.daemons[0].kill9().unwrap();
-    let monitor = fabric.hosts[0].spawn("monitor", fabric.hosts[0].command("ip").args(["monitor", "all"])).unwrap();
+    let monitor =
+        fabric.hosts[0].spawn("monitor", fabric.hosts[0].command("ip").args(["monitor", "all"])).unwrap();
     std::thread::sleep(Duration::from_millis(500));
     fabric.start(0, &[]);
     fabric.wait_in_sync(0);
@@ -99,7 +100,10 @@ fn a_broken_lease_harms_nobody_else() {
     fabric.put("subnets/10.42.200.0-24", "{\"PublicIP\":");
     fabric.put("subnets/10.42.201.0-24", r#"{"PublicIP":"nonsense"}"#);
     fabric.put("subnets/not-a-subnet", good);
-    fabric.put("subnets/10.42.202.0-24", &good.replace("02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff").replace("77.77", "77.78"));
+    fabric.put(
+        "subnets/10.42.202.0-24",
+        &good.replace("02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff").replace("77.77", "77.78"),
+    );
     fabric.put("subnets/10.42.203.0-24", &good.replace("00:77", "00:79").replace("77.77", "77.79"));
     fabric.wait_for_route(0, "10.42.203.0/24");
 
@@ -186,7 +190,10 @@ fn every_pair_reaches(config: &str) {
 /// neighbours; neighbours that the traffic itself refreshes are not ours.
 fn monitored_changes(monitor: &Daemon) -> Vec<String> {
     let ours = |line: &&str| {
-        (line.contains("[ROUTE]") || line.contains("[LINK]") || line.contains("[NEXTHOP]") || line.contains("[ADDR]"))
+        (line.contains("[ROUTE]")
+            || line.contains("[LINK]")
+            || line.contains("[NEXTHOP]")
+            || line.contains("[ADDR]"))
             || line.contains("PERMANENT")
     };
     monitor.log_tail(1000).lines().filter(ours).map(str::to_owned).collect()

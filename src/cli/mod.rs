@@ -16,7 +16,13 @@ use crate::daemon::config::{DaemonArgs, double_dashes};
 /// weft: an overlay network fabric. Each node leases a subnet from a store and
 /// joins it to all others by VXLAN or plain routes.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "weft",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -51,6 +57,11 @@ fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
             runtime()?.block_on(crate::daemon::run(*args, as_flanneld))
         }
         Command::Status(args) => runtime()?.block_on(status::run(args)),
+        Command::Store(args) => {
+            log::init(&args.log)?;
+            runtime()?.block_on(store::run(args))
+        }
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }
 
@@ -89,7 +100,10 @@ mod tests {
     #[test]
     fn flanneld_is_the_daemon() {
         let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(as_subcommand("flanneld", args("/opt/bin/flanneld -iface=eth0")), args("weft daemon --iface=eth0"));
+        assert_eq!(
+            as_subcommand("flanneld", args("/opt/bin/flanneld -iface=eth0")),
+            args("weft daemon --iface=eth0")
+        );
         assert_eq!(as_subcommand("weft", args("weft daemon -iface eth0")), args("weft daemon --iface eth0"));
         assert_eq!(as_subcommand("weft", args("weft status -h")), args("weft status -h"));
     }

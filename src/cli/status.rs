@@ -76,6 +76,6 @@ fn peers(peers: &[PeerStatus]) -> Table {
 
 fn table() -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::daemon::config::LogArgs;
 use crate::subnet::store::builtin::{DEFAULT_DATA_DIR, ServeOptions, TcpListen, TlsFiles, serve};
 
 /// Serve the built-in store
@@ -43,6 +44,9 @@ pub struct StoreArgs {
     /// Serve http:// on any address: whoever reaches it owns the fabric
     #[arg(long)]
     pub insecure_plain_tcp: bool,
+
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// Where a store listens.

@@ -48,7 +48,8 @@ pub fn serve(
 /// Asks the daemon behind `path`.
 pub async fn ask(path: &Path) -> anyhow::Result<Status> {
     let asked = tokio::time::timeout(PATIENCE, request(path)).await;
-    let body = asked.map_err(|_| anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())).and_then(|body| body);
+    let body =
+        asked.map_err(|_| anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())).and_then(|body| body);
     let body = body.with_context(|| format!("daemon at {}", path.display()))?;
     serde_json::from_slice(&body).with_context(|| format!("answer of the daemon at {}", path.display()))
 }
@@ -61,9 +62,9 @@ async fn status(State(source): State<Arc<StatusSource>>) -> impl IntoResponse {
 }
 
 async fn request(path: &Path) -> anyhow::Result<Bytes> {
-    let stream = UnixStream::connect(path)
-        .await
-        .map_err(|error| anyhow::anyhow!("{error}: is `weft daemon` running, and is this its --admin-socket?"))?;
+    let stream = UnixStream::connect(path).await.map_err(|error| {
+        anyhow::anyhow!("{error}: is `weft daemon` running, and is this its --admin-socket?")
+    })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
         let request = hyper::Request::get("/status").header("host", "weft").body(Empty::<Bytes>::new())?;

@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
-use crate::subnet::store::etcd::{Credentials, EtcdConfig, TlsFiles};
+use crate::subnet::store::{Credentials, EtcdConfig, TlsFiles};
 
 /// Run the fabric on this node: lease a subnet, join it to all others, and keep
 /// the kernel so until told to stop. Stopping leaves forwarding in place.
@@ -44,7 +44,12 @@ pub struct DaemonArgs {
     pub public_ipv6: Option<Ipv6Addr>,
 
     /// File that tells the CNI plugin and Docker what this node has.
-    #[arg(long, env = "FLANNELD_SUBNET_FILE", default_value = "/run/flannel/subnet.env", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "FLANNELD_SUBNET_FILE",
+        default_value = "/run/flannel/subnet.env",
+        value_name = "FILE"
+    )]
     pub subnet_file: PathBuf,
 
     /// Minutes before its end at which the lease is renewed.
@@ -174,7 +179,9 @@ pub enum ArgsError {
         "--kube-subnet-mgr: Kubernetes as the store is not part of this version: name an etcd with --etcd-endpoints, or leave both out for the built-in store"
     )]
     Kubernetes,
-    #[error("--etcd-keyfile and --etcd-certfile: one is given without the other: give both for TLS with a client certificate, or neither")]
+    #[error(
+        "--etcd-keyfile and --etcd-certfile: one is given without the other: give both for TLS with a client certificate, or neither"
+    )]
     HalfTls,
     #[error("--etcd-username: needs --etcd-password beside it, and the other way round")]
     HalfLogin,

@@ -80,7 +80,7 @@ struct Reminder {
 }
 
 impl Reminder {
-    async fn wait(&mut self, what: &str, cause: &dyn Display) {
+    async fn wait(&mut self, what: &str, cause: &(dyn Display + Sync)) {
         if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
             self.said = Some(Instant::now());
             warn!("waiting for {what}: {cause}");

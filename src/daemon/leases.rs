@@ -162,10 +162,12 @@ async fn take(store: &dyn Store, key: SubnetKey, want: &Want) -> Result<Held, St
     let says = |error: StoreError| format!("subnet {key} is not ours in the store: {error}");
     let snapshot = patiently("leases", || store.snapshot()).await.map_err(says)?;
     let other = snapshot.leases.iter().find(|stored| {
-        stored.lease.key.overlaps(&key) && !alloc::is_own(&want.attrs.public_ip, &stored.lease.attrs.public_ip)
+        stored.lease.key.overlaps(&key)
+            && !alloc::is_own(&want.attrs.public_ip, &stored.lease.attrs.public_ip)
     });
     if let Some(other) = other {
-        let holder = other.lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ");
+        let holder =
+            other.lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ");
         return Err(format!(
             "subnet {key} was lost to {holder} ({}): containers keep running; move them or free the subnet, then restart the daemon for a new one",
             other.lease.key

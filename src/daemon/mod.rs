@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use etcd_client::{Channel, Client};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -29,9 +30,8 @@ use crate::kernel::{Monitor, Nexthops, Rtnl, host};
 use crate::model::SubnetEnv;
 use crate::reconciler::{self, Inputs, Reconciler, Settings, Target};
 use crate::subnet::env_file;
-use crate::subnet::store::Store;
-use crate::subnet::store::builtin::Keeper;
-use crate::subnet::store::etcd::EtcdStore;
+use crate::subnet::store::builtin::{self, Keeper};
+use crate::subnet::store::{EtcdStore, Store};
 
 /// How long the loops may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -82,16 +82,27 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     Ok(())
 }
 
-async fn open_store(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyhow::Result<Arc<dyn Store>> {
-    let config = match args.store(as_flanneld)? {
-        StoreChoice::Etcd(config) => return Ok(Arc::new(EtcdStore::new(config)?)),
-        StoreChoice::Builtin => seed::network_config(args, &host::read()?)?,
-    };
+async fn open_store(
+    args: &DaemonArgs,
+    as_flanneld: bool,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Arc<dyn Store>> {
+    if let StoreChoice::Etcd(config) = args.store(as_flanneld)? {
+        return Ok(Arc::new(EtcdStore::new(config)?));
+    }
     let dir = &args.builtin.data_dir;
-    let (channel, keeper) = Keeper::start(dir, tasks.stop.clone())?;
-    tasks.spawn("built-in store", async { keeper.run().await.map_err(Into::into) });
-    let store = EtcdStore::from_channel(channel, &args.prefix(), format!("built-in store {}", dir.display()));
-    patiently("the built-in store", || store.seed_config(&config)).await?;
+    let (channel, keeper) = Keeper::start(dir, tasks.stop.clone()).await?;
+    tasks.spawn("built-in store", async {
+        keeper.stopped().await;
+        Ok(())
+    });
+    let description = format!("built-in store {}", dir.display());
+    let store = EtcdStore::from_channel(channel.clone(), &args.prefix(), description);
+    if patiently("the built-in store", || store.network_config()).await?.is_none() {
+        let config = seed::network_config(args, &host::read()?)?;
+        let mut client = Client::from_channel(Channel::Tonic(channel), None).await?;
+        builtin::seed_config(&mut client, &args.prefix(), &config).await?;
+    }
     Ok(Arc::new(store))
 }
 
@@ -119,8 +130,7 @@ fn start_reconciler(
     tasks: &mut Tasks,
 ) -> anyhow::Result<reconciler::Handle> {
     let nexthops = if args.plain_routes { Nexthops::Never } else { Nexthops::WherePossible };
-    let settings =
-        Settings { audit: Duration::from_secs(args.audit_interval.into()), ..Settings::default() };
+    let settings = Settings { audit: Duration::from_secs(args.audit_interval.into()), ..Settings::default() };
     let (reconciler, handle) = Reconciler::new(
         Rtnl::open(None, nexthops)?,
         Monitor::open(None)?,

@@ -161,10 +161,17 @@ impl StatusSource {
         }
     }
 
-    fn peer(&self, seen: &Snapshot, key: SubnetKey, attrs: &LeaseAttrs, rejected: Option<String>) -> PeerStatus {
+    fn peer(
+        &self,
+        seen: &Snapshot,
+        key: SubnetKey,
+        attrs: &LeaseAttrs,
+        rejected: Option<String>,
+    ) -> PeerStatus {
         let inputs = &seen.inputs;
-        let foreign = (attrs.backend_type != self.backend.kind())
-            .then(|| format!("its backend is {:?}, this node's {:?}", attrs.backend_type, self.backend.kind()));
+        let foreign = (attrs.backend_type != self.backend.kind()).then(|| {
+            format!("its backend is {:?}, this node's {:?}", attrs.backend_type, self.backend.kind())
+        });
         let alone = Peers::from([(key, attrs.clone())]);
         let (desired, _) = self.backend.desired(&inputs.node, &inputs.identity, &inputs.own, &alone);
         // Where it was left out for another peer's sake, its state is not wanted.

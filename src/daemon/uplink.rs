@@ -33,7 +33,9 @@ pub enum UplinkError {
     TwoDefaults(IfName, IfName),
     #[error("no interface owns --public-ip {0}: give --iface beside it")]
     NobodyOwns(IpAddr),
-    #[error("interface {0} has no usable {1} address, which the network config asks for: add one or choose another with --iface")]
+    #[error(
+        "interface {0} has no usable {1} address, which the network config asks for: add one or choose another with --iface"
+    )]
     NoAddress(IfName, Family),
     #[error("interface {0} has MTU 0")]
     NoMtu(IfName),
@@ -59,10 +61,8 @@ pub fn choose(host: &Host, request: &Request, families: &[Family]) -> Result<Cho
         let ip = named.or_else(|| best(link, family)).ok_or(UplinkError::NoAddress(link.name, family))?;
         own.set(family, Some(ip));
     }
-    let public_ip = families
-        .iter()
-        .filter_map(|f| Some((*f, *request.public_ip.get(*f).or(own.get(*f))?)))
-        .collect();
+    let public_ip =
+        families.iter().filter_map(|f| Some((*f, *request.public_ip.get(*f).or(own.get(*f))?))).collect();
     let on_link = link.addresses.iter().filter(|a| !a.link_local).map(|a| masked(a.net)).collect();
     let node = Node { uplink: link.name, uplink_mtu: link.mtu, address: own, public_ip, on_link };
     Ok(Choice { node, because })
@@ -70,7 +70,11 @@ pub fn choose(host: &Host, request: &Request, families: &[Family]) -> Result<Cho
 
 /// The first network of this host that `pool` overlaps, in words. `own` names
 /// links whose addresses and routes are the fabric's.
-pub fn overlap(host: &Host, pool: &Pool, own: impl Fn(&HostRoute, Option<&HostLink>) -> bool) -> Option<String> {
+pub fn overlap(
+    host: &Host,
+    pool: &Pool,
+    own: impl Fn(&HostRoute, Option<&HostLink>) -> bool,
+) -> Option<String> {
     let link = |index: u32| host.links.iter().find(|link| link.index == index);
     let meets = |net: IpNetwork| {
         Family::of_net(net) == Family::of_net(pool.network)
@@ -177,7 +181,8 @@ mod tests {
 
     #[test]
     fn the_first_flag_that_exists_wins() {
-        let request = Request { ifaces: vec!["eth9".into(), "eth1".into(), "eth0".into()], ..Default::default() };
+        let request =
+            Request { ifaces: vec!["eth9".into(), "eth1".into(), "eth0".into()], ..Default::default() };
         assert_eq!(choose(&host(), &request, V4).unwrap().node.uplink.as_str(), "eth1");
         let request = Request { ifaces: vec!["10.9.0.3".into()], ..Default::default() };
         assert_eq!(choose(&host(), &request, V4).unwrap().node.address.v4, Some(ip("10.9.0.3")));
@@ -194,8 +199,11 @@ mod tests {
         let public_ip = PerFamily { v4: Some(ip("10.9.0.3")), v6: None };
         let choice = choose(&host(), &Request { public_ip, ..Default::default() }, V4).unwrap();
         assert_eq!(choice.node.uplink.as_str(), "eth1");
-        let request =
-            Request { public_ip: PerFamily { v4: Some(ip("1.2.3.4")), v6: None }, ifaces: vec!["eth0".into()], ..Default::default() };
+        let request = Request {
+            public_ip: PerFamily { v4: Some(ip("1.2.3.4")), v6: None },
+            ifaces: vec!["eth0".into()],
+            ..Default::default()
+        };
         let node = choose(&host(), &request, V4).unwrap().node;
         assert_eq!((node.address.v4, node.public_ip.v4), (Some(ip("192.168.7.2")), Some(ip("1.2.3.4"))));
     }
@@ -208,7 +216,10 @@ mod tests {
         let error = choose(&Host::default(), &Request::default(), V4).unwrap_err().to_string();
         assert!(error.contains("give --iface"), "{error}");
         let v6_less = Request { ifaces: vec!["eth1".into()], ..Default::default() };
-        assert!(matches!(choose(&host(), &v6_less, &Family::BOTH), Err(UplinkError::NoAddress(_, Family::V6))));
+        assert!(matches!(
+            choose(&host(), &v6_less, &Family::BOTH),
+            Err(UplinkError::NoAddress(_, Family::V6))
+        ));
     }
 
     #[test]
@@ -220,7 +231,10 @@ mod tests {
             subnet_max: ip("0.0.0.0"),
         };
         let nobody = |_: &HostRoute, _: Option<&HostLink>| false;
-        assert_eq!(overlap(&host(), &pool("192.168.0.0/16"), nobody).as_deref(), Some("route 192.168.7.0/24 dev eth0"));
+        assert_eq!(
+            overlap(&host(), &pool("192.168.0.0/16"), nobody).as_deref(),
+            Some("route 192.168.7.0/24 dev eth0")
+        );
         assert_eq!(overlap(&host(), &pool("10.244.0.0/16"), nobody), None);
         assert_eq!(overlap(&host(), &pool("192.168.0.0/16"), |_, _| true), None);
     }
@@ -235,14 +249,23 @@ mod tests {
         };
         let temporary = HostAddress { temporary: true, permanent: false, ..address("fd77::aaaa/64") };
         let deprecated = HostAddress { unusable: true, ..address("fd77::dead/64") };
-        let link = |index, name: &str, addresses| HostLink { index, name: name.parse().unwrap(), mtu: 1500, mac: None, addresses };
+        let link = |index, name: &str, addresses| HostLink {
+            index,
+            name: name.parse().unwrap(),
+            mtu: 1500,
+            mac: None,
+            addresses,
+        };
         let mut eth0 = vec![address("192.168.7.2/24"), address("fd77::2/64")];
         let mut all = vec![address("fe80::1/64"), deprecated, temporary];
         all.append(&mut eth0);
         all[0].link_local = true;
         let route = |dst: &str, link, metric| HostRoute { dst: net(dst), link, metric, protocol: 2 };
         Host {
-            links: vec![link(2, "eth0", all.split_off(3).into_iter().chain(all).collect()), link(3, "eth1", vec![address("10.9.0.3/24")])],
+            links: vec![
+                link(2, "eth0", all.split_off(3).into_iter().chain(all).collect()),
+                link(3, "eth1", vec![address("10.9.0.3/24")]),
+            ],
             routes: vec![
                 route("0.0.0.0/0", 3, 100),
                 route("0.0.0.0/0", 2, 0),

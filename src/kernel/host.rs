@@ -49,7 +49,6 @@ pub struct HostRoute {
     pub protocol: u8,
 }
 
-
 /// Reads the namespace of the calling thread.
 pub fn read() -> Result<Host, NetlinkError> {
     let mut conn = Connection::open()?;
@@ -154,7 +153,9 @@ fn route(message: RouteNetlinkMessage, family: Family) -> Option<HostRoute> {
         RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
         _ => None,
     });
-    let dst = IpNetwork::new(destination.unwrap_or(family.unspecified()), message.header.destination_prefix_length).ok()?;
+    let dst =
+        IpNetwork::new(destination.unwrap_or(family.unspecified()), message.header.destination_prefix_length)
+            .ok()?;
     // Link-local prefixes stand on every link and say nothing of reach.
     if matches!(dst.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local()) {
         return None;
