@@ -107,7 +107,7 @@ impl Entry {
                 NexthopAttribute::Oif(value) => link = Some(*value),
                 NexthopAttribute::Gateway(value) => via = Some(*value),
                 NexthopAttribute::Group(_) | NexthopAttribute::Blackhole | NexthopAttribute::Fdb => {
-                    other = true
+                    other = true;
                 }
                 _ => {}
             }

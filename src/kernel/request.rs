@@ -53,15 +53,19 @@ pub(super) fn add_link(name: IfName, spec: &LinkSpec, underlay: u32) -> Request 
     Request::create(RouteNetlinkMessage::NewLink(link.build()))
 }
 
-/// Whatever of the spec can be changed while the link carries traffic.
+/// MAC, MTU, and up.
 pub(super) fn set_link(index: u32, spec: &LinkSpec) -> Request {
+    let link = LinkUnspec::new_with_index(index).address(spec.mac.0.to_vec()).mtu(spec.mtu).up();
+    Request::change(RouteNetlinkMessage::NewLink(link.build()))
+}
+
+/// What can be changed of a tunnel. The kernel refuses an MTU in the same
+/// request (`vxlan_nl2conf()` in drivers/net/vxlan/vxlan_core.c).
+pub(super) fn set_vxlan(index: u32, spec: &LinkSpec) -> Request {
     let LinkKind::Vxlan(VxlanSpec { learning, .. }) = spec.kind;
     let link = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
         .index(index)
-        .set_info_data(InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]))
-        .address(spec.mac.0.to_vec())
-        .mtu(spec.mtu)
-        .up();
+        .set_info_data(InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]));
     Request::change(RouteNetlinkMessage::NewLink(link.build()))
 }
 

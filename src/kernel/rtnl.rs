@@ -160,6 +160,7 @@ impl Rtnl {
             Op::SetLink { name, spec } => {
                 let index = self.index(*name, links)?;
                 self.connection.request(request::set_link(index, spec))?;
+                self.connection.request(request::set_vxlan(index, spec))?;
                 self.set_offload(*name, spec)
             }
             Op::DelLink { name } => {

@@ -1,0 +1,232 @@
+//! The reconciler on a real kernel: it makes what is wanted, heals what others
+//! break, and leaves alone what is not ours.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use weft::kernel::netlink::NetlinkError;
+use weft::kernel::{Monitor, Nexthops};
+use weft::reconciler::{Handle, Reconciler, Settings, State, Target};
+
+use crate::fabric::{Fabric, key, without};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn what_others_break_is_healed_at_once() {
+    for (label, nexthops) in [("heal-nh", Nexthops::WherePossible), ("heal-plain", Nexthops::Never)] {
+        let running = Running::start(Fabric::new(label, "vxlan", "", 20), nexthops);
+        let fabric = &running.fabric;
+        let mac = crate::fabric::mac(3, weft::model::Family::V4);
+        let breakages = [
+            "route del 10.64.3.0/24",
+            "-6 route del fd00:64:0:3::/64",
+            "route replace blackhole 10.64.3.0/24",
+            "route replace 10.64.3.0/24 via 192.168.77.254",
+            "neigh del 10.64.3.0 dev flannel.1",
+            "neigh replace 10.64.3.0 lladdr 02:02:02:02:02:02 dev flannel.1 nud permanent",
+            "neigh replace 10.64.3.0 lladdr 02:02:02:02:02:02 dev flannel.1 nud reachable",
+            "neigh flush dev flannel.1 nud permanent",
+            "addr del 10.64.0.0/32 dev flannel.1",
+            "addr add 10.64.0.9/32 dev flannel.1",
+            "addr flush dev flannel-v6.1",
+            "link set flannel.1 address 02:02:02:02:02:02",
+            "link set flannel.1 mtu 1300",
+            "link set flannel.1 down",
+            "link set flannel-v6.1 down",
+            "link del flannel.1",
+            "link del flannel-v6.1",
+            "link set eth0 down",
+        ];
+        for breakage in breakages {
+            let before = running.state().repairs;
+            fabric.by_hand(breakage);
+            if breakage == "link set eth0 down" {
+                fabric.by_hand("link set eth0 up");
+                fabric.by_hand("addr replace fd77::1/64 dev eth0 nodad");
+            }
+            running.await_whole(breakage);
+            assert!(running.state().repairs > before || breakage.contains("eth0"), "{breakage}");
+        }
+        for breakage in
+            [format!("fdb del {mac} dev flannel.1"), format!("fdb replace {mac} dev flannel.1 dst 9.9.9.9")]
+        {
+            fabric.host.run("bridge", breakage.split_whitespace()).unwrap();
+            running.await_whole(&breakage);
+        }
+        if nexthops != Nexthops::Never {
+            fabric.by_hand("nexthop flush proto 87");
+            running.await_whole("nexthop flush");
+        }
+        running.stop();
+    }
+}
+
+#[test]
+fn nothing_is_written_when_nothing_changed() {
+    let running = Running::start(Fabric::new("heal-idle", "vxlan", "", 50), Nexthops::WherePossible);
+    let before = running.state();
+
+    // Others' business, and news that is none.
+    running.fabric.by_hand("link add other0 type veth peer name other1");
+    running.fabric.by_hand("link set other0 up");
+    running.fabric.by_hand("link set other1 up");
+    running.fabric.by_hand("addr add 10.99.0.1/24 dev other0");
+    running.fabric.by_hand("route add 10.98.0.0/16 dev other0");
+    running.fabric.by_hand("neigh add 10.99.0.2 lladdr 02:00:00:00:00:01 dev other0");
+    std::thread::sleep(Duration::from_millis(500));
+
+    let after = running.state();
+    assert_eq!(after.ops, before.ops);
+    assert_eq!(after.looks, before.looks);
+    let fabric = running.stop();
+
+    // A second one finds all in place: what a restart of the daemon does.
+    let objects =
+        |fabric: &Fabric| (fabric.ip("-d link show"), fabric.ip("nexthop show"), fabric.ip("route show"));
+    let left = objects(&fabric);
+    let again = Running::start(fabric, Nexthops::WherePossible);
+    assert_eq!(again.state().ops.len(), 0, "{:?}", again.state().ops);
+    assert_eq!(objects(&again.stop()), left);
+}
+
+#[test]
+fn peers_come_and_go_and_foreign_state_stays() {
+    let fabric = Fabric::new("heal-peers", "vxlan", r#","DirectRouting":false"#, 20);
+    fabric.by_hand("link add other0 type veth peer name other1");
+    fabric.by_hand("link set other0 up");
+    fabric.by_hand("link set other1 up");
+    fabric.by_hand("route add 10.98.0.0/16 dev other0");
+    fabric.by_hand("route add 10.64.77.0/24 dev other0 metric 5");
+    fabric.by_hand("nexthop add id 7 dev other0 protocol zebra");
+    let running = Running::start(fabric, Nexthops::WherePossible);
+    running.fabric.by_hand("route add 172.30.0.0/16 via 10.64.3.0 dev flannel.1 onlink proto static");
+
+    let revision = running.target.update(|inputs| inputs.peers = without(&inputs.peers, 3));
+    running.await_state("peer 3 gone", |state| state.synced && state.revision == revision);
+
+    let routes = running.fabric.ip("route show");
+    let find = |dst: &str| routes.as_array().unwrap().iter().any(|route| route["dst"] == dst);
+    assert!(!find("10.64.3.0/24"));
+    assert!(find("10.64.4.0/24"));
+    assert!(find("10.98.0.0/16") && find("10.64.77.0/24") && find("172.30.0.0/16"));
+    assert!(running.fabric.ip("nexthop show").as_array().unwrap().iter().any(|object| object["id"] == 7));
+
+    let revision = running.target.update(|inputs| inputs.peers.clear());
+    running.await_state("no peers", |state| state.synced && state.revision == revision);
+    let ours = running.fabric.ip("route show proto 87");
+    assert_eq!(ours, json!([]));
+    let snapshot = running.runtime.block_on(running.handle.observe()).unwrap().unwrap();
+    assert!(snapshot.observed.neighbours.is_empty() && snapshot.desired.routes.is_empty());
+    assert_eq!(snapshot.inputs.own, key(0));
+}
+
+#[test]
+fn host_gw_survives_its_uplink() {
+    let running = Running::start(Fabric::new("heal-gw", "host-gw", "", 20), Nexthops::WherePossible);
+
+    // Without a carrier the kernel drops nexthops and their routes in silence.
+    running.fabric.lab.cut(&running.fabric.host).unwrap();
+    running.await_state("cut", |state| !state.synced || state.repairs > 0);
+    running.fabric.lab.mend(&running.fabric.host).unwrap();
+    running.await_whole("mended");
+
+    running.fabric.by_hand("link set eth0 down");
+    running.await_state("down", |state| state.failed.iter().any(|text| text.contains("link eth0")));
+    running.fabric.by_hand("link set eth0 name eth9");
+    running.fabric.by_hand("link set eth9 up");
+    running.await_state("renamed", |state| state.failed.iter().any(|text| text.contains("link eth0")));
+    running.fabric.by_hand("link set eth9 down");
+    running.fabric.by_hand("link set eth9 name eth0");
+    running.fabric.by_hand("link set eth0 up");
+    running.fabric.by_hand("addr replace fd77::1/64 dev eth0 nodad");
+    running.await_whole("back");
+    running.stop();
+}
+
+#[test]
+fn one_change_among_thousands_is_prompt() {
+    let running = Running::start(Fabric::new("heal-2k", "vxlan", "", 2_000), Nexthops::WherePossible);
+    std::thread::sleep(Duration::from_millis(300));
+
+    let begun = Instant::now();
+    running.fabric.by_hand("route del 10.64.3.0/24");
+    while running.fabric.ip("route show 10.64.3.0/24") == json!([]) {
+        assert!(begun.elapsed() < SOON);
+    }
+
+    eprintln!(
+        "a deleted route among 2,000 peers was back after {:.1?}, two runs of ip included",
+        begun.elapsed()
+    );
+    running.stop();
+}
+
+struct Running {
+    fabric: Fabric,
+    runtime: Runtime,
+    target: Target,
+    handle: Handle,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), NetlinkError>>,
+}
+
+impl Running {
+    /// Until everything is in place.
+    fn start(fabric: Fabric, nexthops: Nexthops) -> Running {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let target = Target::new(fabric.inputs.clone());
+        let stop = CancellationToken::new();
+        let netns = fabric.netns();
+        let (task, handle) = {
+            let _inside = runtime.enter();
+            let monitor = Monitor::open(Some(std::os::fd::AsFd::as_fd(&netns))).unwrap();
+            let (kernel, backend) = (fabric.kernel(nexthops), Arc::from(fabric.backend()));
+            let own = fabric.backend.ownership();
+            let (reconciler, handle) =
+                Reconciler::new(kernel, monitor, backend, own, target.clone(), Settings::default());
+            (runtime.spawn(reconciler.run(stop.clone())), handle)
+        };
+        let running = Running { fabric, runtime, target, handle, stop, task };
+        running.await_state("start", |state| state.synced);
+        running
+    }
+
+    fn state(&self) -> State {
+        self.handle.state().borrow().clone()
+    }
+
+    fn await_state(&self, what: &str, good: impl Fn(&State) -> bool) {
+        let begun = Instant::now();
+        while !good(&self.state()) {
+            assert!(begun.elapsed() < SOON, "{what}: {:#?}", self.state());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Everything wanted is in the kernel, seen with other eyes.
+    fn await_whole(&self, what: &str) {
+        let mut kernel = self.fabric.kernel(Nexthops::WherePossible);
+        let begun = Instant::now();
+        loop {
+            let missing = self.fabric.desired().missing_from(&self.fabric.observe(&mut kernel));
+            let plan = self.fabric.plan(&mut kernel);
+            if missing.is_empty() && plan.is_empty() && self.state().synced {
+                return;
+            }
+            assert!(begun.elapsed() < SOON, "{what}: {missing:?}, {plan:?}, {:#?}", self.state());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Stop it; the fabric stays.
+    fn stop(self) -> Fabric {
+        self.stop.cancel();
+        self.runtime.block_on(self.task).unwrap().unwrap();
+        self.fabric
+    }
+}

@@ -1,0 +1,7 @@
+//! The kernel's part against real kernels: namespaces of our own. What came of
+//! a change is read by `ip -j` and `bridge -j`, never by our own decoder.
+
+mod fabric;
+mod heal;
+mod ops;
+mod scale;
