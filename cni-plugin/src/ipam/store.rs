@@ -221,7 +221,7 @@ mod tests {
             torn in proptest::collection::btree_set(2u8..30, 0..4),
         ) {
             let dir = tempfile::tempdir()?;
-            let set = set(json!([{ "subnet": "10.0.0.0/28" }, { "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.1", "rangeEnd": "10.0.1.9" }]));
+            let set = set(&json!([{ "subnet": "10.0.0.0/28" }, { "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.1", "rangeEnd": "10.0.1.9" }]));
             let all: Vec<IpAddr> = (2..=14).map(|n| [10, 0, 0, n].into()).chain((2..=9).map(|n| [10, 0, 1, n].into())).collect();
             let store = Store::open(dir.path())?;
             for n in torn {
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn a_full_subnet_gives_nothing_but_what_a_crash_left_torn() -> Result<()> {
         let dir = tempfile::tempdir().map_err(Error::internal)?;
-        let set = set(json!([{ "subnet": "10.0.0.0/24" }]));
+        let set = set(&json!([{ "subnet": "10.0.0.0/24" }]));
         let store = Store::open(dir.path())?;
         let owner = |n: usize| Owner { container_id: format!("c{n}"), ifname: "eth0".into() };
         for n in 0..253 {
@@ -264,7 +264,7 @@ mod tests {
         Ok(())
     }
 
-    fn set(ranges: serde_json::Value) -> RangeSet {
+    fn set(ranges: &serde_json::Value) -> RangeSet {
         let ipam = json!({ "ranges": [ranges] });
         ranges::parse(&Fields::root(ipam.as_object().unwrap()), None).unwrap().remove(0)
     }

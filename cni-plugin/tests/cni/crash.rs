@@ -1,0 +1,69 @@
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::node::{DUAL, Node, V4, ips, names};
+
+/// Killed at moments spread over twice the time an ADD takes.
+#[test]
+fn after_a_kill_in_the_middle_of_add_del_leaves_nothing() {
+    let node = Node::new("cni-kill", DUAL);
+    let warm_up = node.pod("warm");
+    let start = Instant::now();
+    node.add("warm", &warm_up).result();
+    let usual = start.elapsed();
+    node.del("warm", &warm_up).result();
+    let rounds = 30;
+    let mut killed = 0;
+    for round in 0..rounds {
+        let (id, pod) = (format!("c{round}"), node.pod(&format!("p{round}")));
+        let mut add = node.start("ADD", &id, "eth0", Some(&pod.path()), None);
+        thread::sleep(usual * round * 3 / 2 / rounds);
+        add.kill().unwrap();
+        killed += u32::from(!add.wait().unwrap().success());
+        let del = node.del(&id, &pod);
+        assert!(del.ok, "round {round}: {del:?}");
+        node.assert_empty();
+        assert_eq!(names(&pod.ip_json("link").unwrap()), ["lo"], "round {round}");
+        let again = node.add(&id, &pod).result();
+        assert_eq!(pod.ping("10.5.17.1".parse().unwrap(), 1).unwrap().lost(), 0, "{again}");
+        node.del(&id, &pod).result();
+        pod.remove().unwrap();
+    }
+    assert!(killed >= rounds / 4, "only {killed} of {rounds} were caught in the middle");
+}
+
+#[test]
+fn parallel_adds_get_distinct_addresses_on_one_bridge() {
+    let node = Node::new("cni-parallel", V4);
+    let pods: Vec<_> = (0..24).map(|i| (format!("c{i}"), node.pod(&format!("p{i}")))).collect();
+    let results: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> =
+            pods.iter().map(|(id, pod)| scope.spawn(|| node.add(id, pod).result())).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let distinct: BTreeSet<_> = results.iter().flat_map(ips).collect();
+    assert_eq!(distinct.len(), pods.len());
+    for (_, pod) in &pods {
+        assert_eq!(pod.ping("10.5.17.1".parse().unwrap(), 1).unwrap().lost(), 0);
+    }
+    thread::scope(|scope| {
+        for (id, pod) in &pods {
+            scope.spawn(|| node.del(id, pod).result());
+        }
+    });
+    node.assert_empty();
+}
+
+#[test]
+fn add_waits_for_a_daemon_that_is_starting() {
+    let node = Node::new("cni-wait", V4);
+    let pod = node.pod("a");
+    std::fs::remove_file(node.host.dir().join("subnet.env")).unwrap();
+    let add = node.start("ADD", "a", "eth0", Some(&pod.path()), None);
+    thread::sleep(Duration::from_millis(300));
+    node.set_subnet(V4);
+    let output = add.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    node.del("a", &pod).result();
+}
