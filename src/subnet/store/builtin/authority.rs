@@ -102,6 +102,8 @@ impl<T: Connected> Connected for WithoutAuthority<T> {
 struct Filter {
     frame: Frame,
     block: Block,
+    /// Which field of the header block this is, from 1.
+    fields: usize,
 }
 
 /// What the next bytes are.
@@ -131,7 +133,7 @@ enum Frame {
 
 impl Default for Filter {
     fn default() -> Self {
-        Self { frame: Frame::Skip(PREFACE), block: Block::Field }
+        Self { frame: Frame::Skip(PREFACE), block: Block::Field, fields: 0 }
     }
 }
 
@@ -158,6 +160,9 @@ impl Filter {
                 header[*have] = bytes[0];
                 *have += 1;
                 if *have == FRAME_HEADER {
+                    if header[3] == HEADERS {
+                        self.fields = 0;
+                    }
                     self.frame = frame(header);
                 }
                 1
@@ -176,7 +181,13 @@ impl Filter {
                 1
             }
             Frame::Fields { left, padding } => {
-                self.block.step(&mut bytes[0]);
+                let table_size = (0x20..0x40).contains(&bytes[0]);
+                if matches!(self.block, Block::Field) && !table_size {
+                    self.fields += 1;
+                }
+                // Go sends it last of the four pseudo-header fields. Rust does not,
+                // and no other field may stand before one of them (RFC 9113, 8.3).
+                self.block.step(&mut bytes[0], self.fields == 4);
                 *left -= 1;
                 if *left == 0 {
                     self.frame = skip(*padding);
@@ -228,8 +239,8 @@ enum Block {
 }
 
 impl Block {
-    fn step(&mut self, byte: &mut u8) {
-        if matches!(self, Block::Field) && *byte == AUTHORITY {
+    fn step(&mut self, byte: &mut u8, last_pseudo: bool) {
+        if last_pseudo && matches!(self, Block::Field) && *byte == AUTHORITY {
             *byte = SET_COOKIE;
         }
         *self = match *self {
