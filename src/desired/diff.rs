@@ -35,7 +35,7 @@ pub fn diff(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
     ops.extend(fdb.extra.iter().filter(|((dev, _), _)| kept.contains(dev)).flat_map(|&entry| del_fdb(entry)));
     let extra = neighbours.extra.iter().filter(|((dev, _), _)| kept.contains(dev));
     ops.extend(extra.map(|&(&(dev, ip), _)| Op::DelNeighbour { dev, ip }));
-    ops.extend(stale_addresses(have, want, own, &kept));
+    ops.extend(stale_addresses(have, want, own));
     ops.extend(stale_links.into_iter().map(|name| Op::DelLink { name }));
     Plan { ops }
 }
@@ -116,14 +116,14 @@ fn new_addresses(have: &Observed, want: &Desired) -> Vec<Op> {
 /// What flannel removes, too (compat: EnsureV4AddressOnLink in pkg/ip/iface.go):
 /// IPv4 addresses of the network, IPv6 addresses but for link-local ones, and
 /// only of a family that has an address of its own on the link.
-fn stale_addresses(have: &Observed, want: &Desired, own: &Ownership, kept: &BTreeSet<IfName>) -> Vec<Op> {
+fn stale_addresses(have: &Observed, want: &Desired, own: &Ownership) -> Vec<Op> {
     let served: BTreeSet<_> = want.addresses.iter().map(|&(dev, addr)| (dev, Family::of_net(addr))).collect();
     let ours = |dev: IfName, addr: IpNetwork| {
         let reach = match addr {
             IpNetwork::V4(_) => own.covers(addr),
             IpNetwork::V6(v6) => !v6.ip().is_unicast_link_local(),
         };
-        reach && kept.contains(&dev) && served.contains(&(dev, Family::of_net(addr)))
+        reach && served.contains(&(dev, Family::of_net(addr)))
     };
     let extra = have.addresses.difference(&want.addresses).copied();
     extra.filter(|&(dev, addr)| ours(dev, addr)).map(|(dev, addr)| Op::DelAddress { dev, addr }).collect()

@@ -33,7 +33,7 @@ proptest! {
         world in world(), gone in peers("vxlan", Family::BOTH.to_vec()), backwards: bool,
     ) {
         // Leases that come and go again, and the lasting ones in either order.
-        let mut seen: Peers = gone.clone();
+        let mut seen: Peers = gone;
         let mut lasting: Vec<_> = world.peers.clone().into_iter().collect();
         if backwards {
             lasting.reverse();
@@ -133,6 +133,21 @@ fn of_two_nodes_with_one_mac_the_lower_subnet_is_served() {
     assert_eq!(want.routes.keys().copied().collect::<Vec<_>>(), [net("10.5.3.0/24")]);
     let reason = "BackendData: VtepMAC 0e:00:00:00:00:07 is that of the node at 192.168.7.3";
     assert_eq!(rejected, [Rejected { key: key(&families, 4), reason: reason.to_owned() }]);
+}
+
+#[test]
+fn a_lease_of_a_wide_prefix_pushes_out_none_inside_it() {
+    let families = [Family::V4];
+    let backend = backend("vxlan", &families, "", false);
+    let wide = SubnetKey::new(PerFamily { v4: Some(net("10.5.4.0/22")), v6: None }).unwrap();
+    let at = |host| lease("vxlan", &families, host, mac(host), false);
+    let peers: Peers = [(wide, at(9)), (key(&families, 5), at(5)), (key(&families, 7), at(7))].into();
+
+    let (want, rejected) = backend.desired(&node(), &identity(), &key(&families, 1), &peers);
+
+    assert_eq!(want.routes.keys().copied().collect::<Vec<_>>(), [net("10.5.5.0/24"), net("10.5.7.0/24")]);
+    let reason = "subnet 10.5.4.0/22 overlaps another lease's, which begins at 10.5.5.0";
+    assert_eq!(rejected, [Rejected { key: wide, reason: reason.to_owned() }]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use weft::model::*;
 use worlds::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn a_plan_leads_to_what_is_wanted_and_then_nothing_is_left_to_do(have in observed(), world in world()) {
@@ -34,6 +34,17 @@ proptest! {
         let after = apply(&have, &diff(&have, &want, &own));
 
         prop_assert_eq!(foreign(&after, &want, &own), foreign(&have, &want, &own));
+    }
+
+    #[test]
+    fn only_what_is_ours_is_removed(have in observed(), world in world()) {
+        let (want, own) = (world.desired(), world.backend.ownership());
+        let mut now = have.clone();
+
+        for op in diff(&have, &want, &own).ops {
+            prop_assert!(may_go(&now, &want, &own, &op), "{}", op);
+            now.record(&op);
+        }
     }
 
     #[test]
@@ -107,6 +118,17 @@ fn a_route_that_go_flannel_left_is_retagged_by_one_replacement() {
         let routes: Vec<_> = plan.ops.iter().filter(|op| !matches!(op, Op::SetNexthop { .. })).collect();
         assert!(matches!(routes[..], [Op::SetRoute { .. }]), "{plan:?}");
     }
+}
+
+#[test]
+fn a_route_by_way_of_somebody_elses_nexthop_object_gets_our_own() {
+    let world = one_peer("vxlan");
+    let mut have = settled(&world, true);
+    have.nexthops.values_mut().for_each(|object| object.protocol = FOREIGN_PROTOCOL);
+
+    let plan = diff(&have, &world.desired(), &world.backend.ownership());
+
+    assert!(matches!(plan.ops[..], [Op::SetNexthop { .. }, Op::SetRoute { id: Some(_), .. }]), "{plan:?}");
 }
 
 #[test]
@@ -246,13 +268,38 @@ fn stands(now: &Observed, want: &Desired, nexthop: &Nexthop, id: Option<u32>) ->
     id.is_none_or(object) && (!want.links.contains_key(&nexthop.dev) || tunnel())
 }
 
+/// Whether `op` removes nothing, or something that we may remove.
+fn may_go(now: &Observed, want: &Desired, own: &Ownership, op: &Op) -> bool {
+    let inside = |net: ipnetwork::IpNetwork| {
+        own.networks.iter().any(|n| n.contains(net.ip()) && n.prefix() <= net.prefix())
+    };
+    match op {
+        Op::DelRoute { dst, protocol } => {
+            let target = now.routes.get(dst).and_then(|route| now.target(route));
+            let over_own_link = target.is_some_and(|nexthop| own.links.contains(&nexthop.dev));
+            *protocol == ROUTE_PROTOCOL || (*protocol != KERNEL_PROTOCOL && inside(*dst) && over_own_link)
+        }
+        Op::DelAddress { dev, addr } => {
+            let family = Family::of_net(*addr);
+            let served = want.addresses.iter().any(|(d, a)| d == dev && Family::of_net(*a) == family);
+            served && (inside(*addr) || family == Family::V6 && !addr.to_string().starts_with("fe80"))
+        }
+        Op::DelLink { name: dev } | Op::DelNeighbour { dev, .. } | Op::DelFdb { dev, .. } => {
+            own.links.contains(dev)
+        }
+        Op::DelNexthop { id } => now.nexthops[id].protocol == ROUTE_PROTOCOL,
+        _ => true,
+    }
+}
+
 /// What is ours and yet not wanted.
 fn stale(have: &Observed, want: &Desired, own: &Ownership) -> Vec<String> {
     let used: BTreeSet<_> = have.routes.values().map(|route| route.nexthop_id).collect();
     let links = have.links.keys().filter(|name| own.links.contains(name) && !want.links.contains_key(name));
     let neighbours =
         have.neighbours.keys().filter(|key| own.links.contains(&key.0) && !want.neighbours.contains_key(key));
-    let fdb = have.fdb.keys().filter(|key| own.links.contains(&key.0) && !want.fdb.contains_key(key));
+    let exact = |key, dsts: &BTreeSet<_>| dsts.iter().eq(want.fdb.get(key));
+    let fdb = have.fdb.iter().filter(|(key, dsts)| own.links.contains(&key.0) && !exact(key, dsts));
     let routes =
         have.routes.iter().filter(|(dst, r)| r.protocol == ROUTE_PROTOCOL && !want.routes.contains_key(dst));
     let ours = have.nexthops.iter().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);

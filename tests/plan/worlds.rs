@@ -13,6 +13,7 @@ use weft::desired::*;
 use weft::model::*;
 
 pub const FOREIGN_PROTOCOL: u8 = 186; // BGP
+pub const KERNEL_PROTOCOL: u8 = 2;
 pub const BOOT_PROTOCOL: u8 = 3; // what Go flannel leaves
 
 pub fn name(text: &str) -> IfName {
@@ -234,5 +235,5 @@ fn dst() -> impl Strategy<Value = IpNetwork> {
 }
 
 fn protocol() -> impl Strategy<Value = u8> {
-    select(vec![2, BOOT_PROTOCOL, ROUTE_PROTOCOL, ROUTE_PROTOCOL, FOREIGN_PROTOCOL])
+    select(vec![KERNEL_PROTOCOL, BOOT_PROTOCOL, ROUTE_PROTOCOL, ROUTE_PROTOCOL, FOREIGN_PROTOCOL])
 }
