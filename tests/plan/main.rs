@@ -175,6 +175,17 @@ fn a_new_mac_of_our_own_device_brings_back_the_neighbours_it_drops() {
 }
 
 #[test]
+fn a_second_destination_of_a_mac_is_replaced_away() {
+    let world = one_peer("vxlan");
+    let mut have = settled(&world, true);
+    have.fdb.values_mut().for_each(|dsts| drop(dsts.insert(ip("192.0.2.1"))));
+
+    let plan = diff(&have, &world.desired(), &world.backend.ownership());
+
+    assert!(matches!(plan.ops[..], [Op::SetFdb { .. }]), "{plan:?}");
+}
+
+#[test]
 fn a_link_that_was_down_gets_its_routes_and_nexthops_again() {
     let world = one_peer("vxlan");
     let mut have = settled(&world, true);
