@@ -8,36 +8,33 @@ use super::heal::{self, Healed};
 use super::measure::{Figures, Matrix, micros};
 
 const BOXES_PER_ROW: usize = 3;
-const INNER_WIDTH: usize = 22;
+const BOX_WIDTH: usize = 24;
 /// More containers than this and the matrix is told by hosts.
 const MATRIX_WIDTH: usize = 8;
 
 /// The hosts as boxes on the switch, three a row, and what joins them.
 pub fn map(fabric: &Fabric) -> String {
-    let mut out = String::new();
+    let (line, tunnel) = match fabric.backend {
+        BackendChoice::Vxlan => ('╌', "VXLAN tunnels, each host to each other, UDP 8472"),
+        BackendChoice::HostGw => ('─', "plain routes, each host to each other, no tunnel"),
+    };
+    let mut out = String::from("  switch 192.168.77.0/24\n");
     for (row, nodes) in fabric.nodes.chunks(BOXES_PER_ROW).enumerate() {
-        let boxes: Vec<Vec<String>> = nodes
+        let boxes: Vec<_> = nodes
             .iter()
             .enumerate()
-            .map(|(column, node)| host_box(fabric, row * BOXES_PER_ROW + column, node))
+            .map(|(i, node)| host_box(fabric, row * BOXES_PER_ROW + i, node))
             .collect();
-        let stem = centered("│", INNER_WIDTH + 2);
-        let bus = centered("┬", INNER_WIDTH + 2).replace(' ', "─");
-        out += &format!("  {}  switch, 192.168.77.0/24\n", vec![bus; nodes.len()].join("──"));
-        out += &format!("  {}\n", vec![stem; nodes.len()].join("  "));
-        for line in 0..boxes[0].len() {
+        out += &format!("  {}\n", joined("┬", '─', boxes.len()));
+        out += &format!("  {}\n", joined("│", ' ', boxes.len()));
+        for line in 0..boxes.iter().map(Vec::len).min().unwrap_or(0) {
             let cells: Vec<&str> = boxes.iter().map(|lines| lines[line].as_str()).collect();
             out += &format!("  {}\n", cells.join("  "));
         }
+        out += &format!("  {}\n", bracket(line, boxes.len()));
     }
-    let (tunnel, how) = match fabric.backend {
-        BackendChoice::Vxlan => ('╌', "VXLAN, each host to each other, UDP 8472"),
-        BackendChoice::HostGw => ('─', "plain routes, each host to each other, no tunnel"),
-    };
-    let width = (INNER_WIDTH + 4) * fabric.nodes.len().min(BOXES_PER_ROW) - 2;
-    let fill = width.saturating_sub(how.chars().count() + 4) / 2;
-    let side: String = std::iter::repeat_n(tunnel, fill.max(1)).collect();
-    out + &format!("  ╰{side} {how} {side}╯\n")
+    let width = fabric.nodes.len().min(BOXES_PER_ROW) * (BOX_WIDTH + 2);
+    out + &format!("  {tunnel:^width$}").trim_end().to_owned() + "\n"
 }
 
 /// A row a host: where it is reached, what it leased, who lives there.
@@ -47,7 +44,7 @@ pub fn hosts(fabric: &Fabric) -> Table {
     for (h, node) in fabric.nodes.iter().enumerate() {
         let containers = node.containers.iter().enumerate().map(|(c, container)| {
             let ips: Vec<String> = container.ips.iter().map(ToString::to_string).collect();
-            format!("{} {}", container_name(h, c), ips.join(" "))
+            format!("{} {}", container_name(h, c), ips.join("\n   "))
         });
         table.add_row([
             format!("host{}", h + 1),
@@ -60,18 +57,18 @@ pub fn hosts(fabric: &Fabric) -> Table {
     table
 }
 
-/// Round trips: a row a sender, a column a receiver.
+/// The best round trip of each pair: a row a sender, a column a receiver.
 pub fn pings(fabric: &Fabric, matrix: &Matrix) -> Table {
     let names: Vec<String> = fabric.containers().map(|(name, _)| name).collect();
     if names.len() <= MATRIX_WIDTH {
-        return grid(&names, |i, j| matrix[i][j].map(|report| micros(report.rtt_avg)));
+        return grid(&names, |i, j| matrix[i][j].map(|report| micros(report.rtt_min)));
     }
     let names: Vec<String> = (1..=fabric.nodes.len()).map(|n| format!("host{n}")).collect();
     let per_host = matrix.len() / names.len();
     grid(&names, |a, b| {
         let of = |host: usize| host * per_host..(host + 1) * per_host;
         let pairs = of(a).flat_map(|i| of(b).filter_map(move |j| matrix[i][j]));
-        pairs.map(|report| report.rtt_avg).max().map(micros)
+        pairs.map(|report| report.rtt_min).max().map(micros)
     })
 }
 
@@ -90,7 +87,7 @@ pub fn figures(figures: &Figures, healed: &[Healed]) -> Table {
         "round trip".to_owned(),
         format!("{} on average, {} at best", micros(latency.rtt_avg), micros(latency.rtt_min)),
     ]);
-    table.add_row(["a daemon's memory".to_owned(), format!("{daemon_mib:.1} MB resident")]);
+    table.add_row(["a daemon's memory".to_owned(), format!("{daemon_mib:.1} MiB resident")]);
     for Healed { what, ping } in healed {
         table.add_row([what.clone(), heal::told(ping)]);
     }
@@ -141,9 +138,12 @@ fn host_box(fabric: &Fabric, index: usize, node: &Node) -> Vec<String> {
         let ip = container.ips.first().map(ToString::to_string).unwrap_or_default();
         lines.push(format!(" {branch} {} {ip}", container_name(index, c)));
     }
-    let top = format!("╭{}╮", centered("┴", INNER_WIDTH).replace(' ', "─"));
-    let bottom = format!("╰{}╯", centered("┬", INNER_WIDTH).replace(' ', "─"));
-    let body = lines.into_iter().map(|line| format!("│ {line:<width$} │", width = INNER_WIDTH - 2));
+    let edge = |left: char, mark: &str, right: char| {
+        let middle = format!("{mark:^width$}", width = BOX_WIDTH - 2).replace(' ', "─");
+        format!("{left}{middle}{right}")
+    };
+    let (top, bottom) = (edge('╭', "┴", '╮'), edge('╰', "┬", '╯'));
+    let body = lines.into_iter().map(|line| format!("│ {line:<width$} │", width = BOX_WIDTH - 4));
     std::iter::once(top).chain(body).chain(std::iter::once(bottom)).collect()
 }
 
@@ -155,7 +155,7 @@ fn vtep_mac(node: &Node) -> Option<String> {
 
 fn grid(names: &[String], cell: impl Fn(usize, usize) -> Option<String>) -> Table {
     let mut table = table();
-    table.set_header(std::iter::once("ping").chain(names.iter().map(String::as_str)));
+    table.set_header(std::iter::once("best ping").chain(names.iter().map(String::as_str)));
     for (i, name) in names.iter().enumerate() {
         let cells = (0..names.len()).map(|j| cell(i, j).unwrap_or_else(|| "·".to_owned()));
         table.add_row(std::iter::once(name.clone()).chain(cells));
@@ -172,6 +172,24 @@ fn table() -> Table {
     table
 }
 
-fn centered(mark: &str, width: usize) -> String {
-    format!("{mark:^width$}")
+/// A mark above or below the middle of each box of a row.
+fn joined(mark: &str, fill: char, boxes: usize) -> String {
+    let one = format!("{mark:^BOX_WIDTH$}").replace(' ', &fill.to_string());
+    vec![one; boxes].join(&format!("{fill}{fill}"))
+}
+
+/// From the middle of the first box of a row to the middle of the last.
+fn bracket(line: char, boxes: usize) -> String {
+    let whole: Vec<char> = joined("┴", line, boxes).chars().collect();
+    let ends: Vec<usize> = (0..whole.len()).filter(|&i| whole[i] == '┴').collect();
+    let (Some(&first), Some(&last)) = (ends.first(), ends.last()) else { return String::new() };
+    let drawn = whole.iter().enumerate().map(|(i, &c)| match i {
+        _ if i < first || i > last => ' ',
+        // One box alone in its row: its tunnels lead to other rows.
+        _ if first == last => '┊',
+        _ if i == first => '╰',
+        _ if i == last => '╯',
+        _ => c,
+    });
+    drawn.collect::<String>().trim_end().to_owned()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use ipnetwork::IpNetwork;
 use netns_harness::{Daemon, Host, Lab, Netns, wait_until};
 use serde_json::json;
@@ -101,7 +101,7 @@ impl Fabric {
         if removed() {
             bail!("the lab was removed");
         }
-        waited.with_context(|| self.last_words())
+        waited.map_err(|error| anyhow!("{error}; the daemons' last words:\n{}", self.last_words()))
     }
 
     fn add_containers(&mut self, plugin: &Path) -> anyhow::Result<((), String)> {
@@ -182,10 +182,11 @@ fn start_etcd(lab: &Lab, network: &str) -> anyhow::Result<Daemon> {
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(100)).is_ok();
         lab.switch().enter(connect).unwrap_or(false)
     };
-    wait_until(PATIENCE, "etcd to listen", answers).with_context(|| etcd.log_tail(8))?;
+    wait_until(PATIENCE, "etcd to listen", answers)
+        .map_err(|error| anyhow!("{error}; {}", etcd.log_tail(8)))?;
     lab.switch()
         .run("etcdctl", ["--endpoints", &url, "put", "/coreos.com/network/config", network])
-        .with_context(|| etcd.log_tail(8))?;
+        .map_err(|error| anyhow!("{error}; {}", etcd.log_tail(8)))?;
     Ok(etcd)
 }
 
@@ -229,11 +230,11 @@ fn leased(mut daemon: Daemon, host: Host) -> anyhow::Result<Node> {
         ended = daemon.exited().ok().flatten();
         path.exists() || ended.is_some()
     });
-    let last_words = || format!("{}:\n{}", daemon.log().display(), daemon.log_tail(8));
+    let last_words = format!("{}:\n{}", daemon.log().display(), daemon.log_tail(8));
     if let Some(status) = ended {
-        bail!("{}\nthe daemon of {} ended: {status}", last_words(), host.name());
+        bail!("the daemon of {} ended: {status}; {last_words}", host.name());
     }
-    waited.with_context(last_words)?;
+    waited.map_err(|error| anyhow!("{error}; {last_words}"))?;
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let env = SubnetEnv::parse(&text).with_context(|| path.display().to_string())?;
     Ok(Node { host, daemon, env, containers: Vec::new() })
