@@ -26,7 +26,7 @@ pub fn map(fabric: &Fabric) -> String {
             .map(|(i, node)| host_box(fabric, row * BOXES_PER_ROW + i, node))
             .collect();
         out += &format!("  {}\n", joined("┬", '─', boxes.len()));
-        out += &format!("  {}\n", joined("│", ' ', boxes.len()));
+        out += &format!("  {}\n", joined("│", ' ', boxes.len()).trim_end());
         for line in 0..boxes.iter().map(Vec::len).min().unwrap_or(0) {
             let cells: Vec<&str> = boxes.iter().map(|lines| lines[line].as_str()).collect();
             out += &format!("  {}\n", cells.join("  "));
@@ -127,7 +127,7 @@ fn host_box(fabric: &Fabric, index: usize, node: &Node) -> Vec<String> {
     if fabric.backend == BackendChoice::Vxlan
         && let Some(subnet) = node.subnet()
     {
-        lines.push(format!("flannel.1 {}", subnet.ip()));
+        lines.push(format!("VTEP {}", subnet.ip()));
     }
     if let Some(gateway) = node.gateway() {
         lines.push(format!("cni0 {gateway}"));

@@ -27,7 +27,7 @@ impl Voice {
         spinner.finish_and_clear();
         match worked {
             Ok((value, line)) => {
-                println!("{} {line:<60} {:>6.1} s", self.mark("✓", 32), start.elapsed().as_secs_f64());
+                println!("{} {line:<64} {:>4.1} s", self.mark("✓", 32), start.elapsed().as_secs_f64());
                 Ok(value)
             }
             Err(error) => {
