@@ -13,11 +13,12 @@ use weft::model::{Family, IfName, Mac};
 
 use crate::config::Delegate;
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::kernel::{Kernel, Port, VethPair, set_sysctl};
 use crate::masq::{Backend, Masquerade};
 use crate::netns::NetNs;
 use crate::request::Request;
-use crate::result::{Attachment, Dns, Interface, Route};
+use crate::result::{Attachment, Dns, Interface, IpConfig, Route};
 
 /// How long a port may take to come up, and an IPv6 address to become usable.
 const PORT_LIMIT: Duration = Duration::from_millis(2550);
@@ -67,7 +68,7 @@ impl Bridge {
             is_default_gateway,
             force_address: fields.bool("forceAddress")?,
             promiscuous,
-            mtu: fields.number("mtu", 0..=65535)?.filter(|mtu| *mtu > 0),
+            mtu: mtu(&fields)?,
             port: Port { hairpin, isolated: fields.bool("portIsolation")? },
             mac: container_mac(delegate, request)?,
             detects_duplicates: fields.bool("enabledad")?,
@@ -90,13 +91,7 @@ impl Bridge {
         let mut host = Kernel::open()?;
         let bridge = self.ensure(&mut host)?;
         if self.is_gateway {
-            for ip in &attachment.ips {
-                let gateway =
-                    ip.gateway.ok_or_else(|| Error::internal(format_args!("{}: no gateway", ip.address)))?;
-                let gateway = IpNetwork::new(gateway, ip.address.prefix()).map_err(Error::internal)?;
-                self.ensure_gateway(&mut host, bridge, gateway)?;
-                enable_forwarding(gateway.is_ipv4())?;
-            }
+            self.ensure_gateways(&mut host, bridge, &gateways(&attachment)?)?;
         }
         let veth = self.create_veth(&mut host, request, netns, bridge)?;
         let masq = self.masq.map(|backend| Masquerade::of(network, request, backend));
@@ -164,31 +159,57 @@ impl Bridge {
         Ok(link.index)
     }
 
-    fn ensure_gateway(&self, host: &mut Kernel, bridge: u32, gateway: IpNetwork) -> Result<()> {
-        let addresses = host.addresses(bridge, gateway.is_ipv4())?;
-        if addresses.iter().any(|a| a.net == gateway) {
+    fn ensure_gateways(&self, host: &mut Kernel, bridge: u32, gateways: &[IpNetwork]) -> Result<()> {
+        for v4 in [true, false] {
+            let wanted = || gateways.iter().copied().filter(|net| net.is_ipv4() == v4);
+            if wanted().next().is_none() {
+                continue;
+            }
+            let present: Vec<_> = host.addresses(bridge, v4)?.iter().map(|a| a.net).collect();
+            for net in wanted().filter(|net| !present.contains(net)) {
+                self.make_room(host, bridge, net, &present, gateways)?;
+                // No other node is on this link, and a container's first packets
+                // must not wait for a second of duplicate address detection.
+                host.add_address(bridge, net, true)?;
+                // An address set by hand stays; the kernel's choice follows the
+                // ports.
+                if let Some(mac) = host.existing_link(self.name)?.mac {
+                    host.set_mac(self.name, mac)?;
+                }
+            }
+            enable_forwarding(v4)?;
+        }
+        Ok(())
+    }
+
+    /// Remove what is in the way of a gateway: from a bridge without ports, which
+    /// serves nobody, the addresses of a subnet the node had before; from one
+    /// that is used, those that conflict, and only by `forceAddress`.
+    fn make_room(
+        &self,
+        host: &mut Kernel,
+        bridge: u32,
+        gateway: IpNetwork,
+        present: &[IpNetwork],
+        gateways: &[IpNetwork],
+    ) -> Result<()> {
+        let others: Vec<_> =
+            present.iter().filter(|net| !gateways.contains(net) && !is_link_local(net.ip())).collect();
+        if others.is_empty() {
             return Ok(());
         }
-        let in_the_way =
-            |net: IpNetwork| gateway.is_ipv4() || net.contains(gateway.ip()) || gateway.contains(net.ip());
-        for other in addresses.iter().map(|a| a.net).filter(|net| in_the_way(*net)) {
-            // A bridge without ports serves nobody: its address is of a subnet
-            // that the node had before.
-            if !self.force_address && host.links()?.iter().any(|link| link.master == Some(bridge)) {
+        let idle = !host.links()?.iter().any(|link| link.master == Some(bridge));
+        for other in others {
+            let conflicts = gateway.is_ipv4() || other.contains(gateway.ip()) || gateway.contains(other.ip());
+            if idle || (conflicts && self.force_address) {
+                host.delete_address(bridge, *other)?;
+            } else if conflicts {
                 let name = self.name;
                 return Err(Error::internal(format_args!(
                     "bridge {name} has the address {other} and ports that use it, so it cannot be {gateway}: \
                      remove the containers on it or set forceAddress"
                 )));
             }
-            host.delete_address(bridge, other)?;
-        }
-        // No other node is on this link, and a container's first packets must
-        // not wait for a second of duplicate address detection.
-        host.add_address(bridge, gateway, true)?;
-        // An address set by hand stays; the kernel's choice follows the ports.
-        if let Some(mac) = host.existing_link(self.name)?.mac {
-            host.set_mac(self.name, mac)?;
         }
         Ok(())
     }
@@ -271,18 +292,39 @@ impl Bridge {
     }
 }
 
+/// The gateways as the bridge's addresses.
+fn gateways(attachment: &Attachment) -> Result<Vec<IpNetwork>> {
+    let gateway = |ip: &IpConfig| {
+        let gateway =
+            ip.gateway.ok_or_else(|| Error::internal(format_args!("{}: no gateway", ip.address)))?;
+        IpNetwork::new(gateway, ip.address.prefix()).map_err(Error::internal)
+    };
+    attachment.ips.iter().map(gateway).collect()
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
 /// runtimeConfig.mac, then args.cni.mac, then MAC of CNI_ARGS.
 fn container_mac(delegate: &Delegate, request: &Request) -> Result<Option<Mac>> {
     let fields = delegate.fields();
-    let expected = "a MAC address such as 0e:2a:00:00:00:01";
-    if let Some(runtime) = fields.object("runtimeConfig")?
-        && let Some(mac) = runtime.parsed("mac", expected)?
-    {
-        return Ok(Some(mac));
-    }
     let cni = fields.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
-    let mac = cni.map(|cni| cni.parsed("mac", expected)).transpose()?.flatten();
-    Ok(mac.or(request.args.mac))
+    for place in [fields.object("runtimeConfig")?, cni].into_iter().flatten() {
+        let expected = "a unicast MAC address such as 0e:2a:00:00:00:01";
+        let Some(mac) = place.parsed::<Mac>("mac", expected)? else { continue };
+        return if mac.is_unicast() { Ok(Some(mac)) } else { Err(place.wrong("mac", expected)) };
+    }
+    Ok(request.args.mac)
+}
+
+/// 0 leaves it to the kernel, as no value does.
+fn mtu(fields: &Fields<'_>) -> Result<Option<u32>> {
+    match fields.number("mtu", 0..=65535)? {
+        None | Some(0) => Ok(None),
+        Some(1..68) => Err(fields.wrong("mtu", "0 or a number from 68 to 65535")),
+        mtu => Ok(mtu),
+    }
 }
 
 /// The routes with the gateway filled in that IPAM leaves open: the first one of

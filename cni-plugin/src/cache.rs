@@ -49,8 +49,10 @@ impl Cache {
             .map_err(|e| Error::io("create directory", &self.dir, &e))?;
         let temporary = self.own.with_extension_appended(".tmp");
         let write = || {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            // A second name of the file in place, left by a crash, must not be
+            // written through.
+            let _ = fs::remove_file(&temporary);
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&delegate.to_bytes())?;
             fs::rename(&temporary, &self.own)?;
             fs::hard_link(&self.own, &temporary)?;
@@ -81,18 +83,17 @@ impl Cache {
         remove(&self.own)
     }
 
-    /// flannel's file is this attachment's if it is the same file, if flannel
-    /// wrote it for this network, or if it is of no use to anybody.
+    /// flannel's file is this attachment's if it is the same file; or, where
+    /// this attachment has none, if flannel wrote it for this network or it is
+    /// of no use to anybody.
     fn flannel_is_ours(&self) -> bool {
-        match (fs::metadata(&self.own), fs::metadata(&self.flannel)) {
-            (Ok(own), Ok(flannel)) if own.ino() == flannel.ino() => true,
-            (_, Ok(flannel)) if flannel.nlink() > 1 => false,
-            (_, Ok(_)) => fs::read(&self.flannel)
-                .ok()
-                .and_then(|bytes| Delegate::parse(&bytes, &self.flannel).ok())
-                .is_none_or(|saved| saved.name() == self.network),
-            (_, Err(_)) => false,
+        let Ok(flannel) = fs::metadata(&self.flannel) else { return false };
+        if let Ok(own) = fs::metadata(&self.own) {
+            return own.ino() == flannel.ino();
         }
+        let saved =
+            fs::read(&self.flannel).ok().and_then(|bytes| Delegate::parse(&bytes, &self.flannel).ok());
+        flannel.nlink() == 1 && saved.is_none_or(|saved| saved.name() == self.network)
     }
 }
 

@@ -69,8 +69,11 @@ impl Masquerade {
         match self.backend {
             Backend::Iptables => self.set_up_iptables(ips),
             Backend::Nftables => self.set_up_nftables(ips),
-            Backend::Any if is_installed("iptables-restore") => self.set_up_iptables(ips),
-            Backend::Any => self.set_up_nftables(ips),
+            Backend::Any if !is_installed(IPTABLES.restore) => self.set_up_nftables(ips),
+            Backend::Any => self.set_up_iptables(ips).or_else(|e| match is_installed("nft") {
+                true => self.set_up_nftables(ips),
+                false => Err(e),
+            }),
         }
     }
 
@@ -117,7 +120,10 @@ impl Masquerade {
     /// the addresses.
     fn tear_down_iptables(&self, tools: &Tools) -> Result<()> {
         let chain = &self.chain;
-        let all = run(tools.command, &["--wait", "--table", "nat", "--list-rules"], "")?;
+        // Where the table cannot be read, nothing was put into it.
+        let Ok(all) = run(tools.command, &["--wait", "--table", "nat", "--list-rules"], "") else {
+            return Ok(());
+        };
         if !all.lines().any(|line| line == format!("-N {chain}")) {
             return Ok(());
         }
@@ -160,11 +166,7 @@ impl Masquerade {
     /// Commands that delete the attachment's rules.
     fn nft_deletions(&self) -> Result<String> {
         let listing = ["-j", "list", "chain", "inet", "cni_plugins_masquerade", "masq_checks"];
-        let chain = match run("nft", &listing, "") {
-            Ok(chain) => chain,
-            Err(e) if e.details.contains("No such file") => return Ok(String::new()),
-            Err(e) => return Err(e),
-        };
+        let Ok(chain) = run("nft", &listing, "") else { return Ok(String::new()) };
         let chain: Value =
             serde_json::from_str(&chain).map_err(|e| Error::new(Code::Decoding, format!("nft: {e}")))?;
         let rules = chain["nftables"].as_array().into_iter().flatten().map(|entry| &entry["rule"]);

@@ -119,7 +119,10 @@ impl Args {
                     }
                 }
                 "MAC" if value.is_empty() => args.mac = None,
-                "MAC" => args.mac = Some(value.parse().map_err(|e| wrong(&format!("{e}")))?),
+                "MAC" => {
+                    let mac = value.parse().ok().filter(|mac: &Mac| mac.is_unicast());
+                    args.mac = Some(mac.ok_or_else(|| wrong("MAC=<unicast MAC address>"))?);
+                }
                 "IP" => args.ip = Some(parse_address(value).ok_or_else(|| wrong("IP=<address>"))?),
                 _ => unknown.push(pair),
             }

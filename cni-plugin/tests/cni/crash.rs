@@ -2,25 +2,32 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::node::{DUAL, Node, V4, ips, names};
+use crate::node::{DUAL, Node, Outcome, V4, ips, names};
 
-/// Killed at moments spread over twice the time an ADD takes.
+/// Killed at moments spread over the time the command takes and a little more.
 #[test]
-fn after_a_kill_in_the_middle_of_add_del_leaves_nothing() {
+fn after_a_kill_in_the_middle_of_add_or_del_a_del_leaves_nothing() {
     let node = Node::new("cni-kill", DUAL);
     let warm_up = node.pod("warm");
-    let start = Instant::now();
-    node.add("warm", &warm_up).result();
-    let usual = start.elapsed();
-    node.del("warm", &warm_up).result();
-    let rounds = 30;
+    let timed = |f: &dyn Fn() -> Outcome| {
+        let start = Instant::now();
+        f().result();
+        start.elapsed()
+    };
+    let usual_add = timed(&|| node.add("warm", &warm_up));
+    let usual_del = timed(&|| node.del("warm", &warm_up));
+    let rounds = 40;
     let mut killed = 0;
     for round in 0..rounds {
         let (id, pod) = (format!("c{round}"), node.pod(&format!("p{round}")));
-        let mut add = node.start("ADD", &id, "eth0", Some(&pod.path()), None);
-        thread::sleep(usual * round * 3 / 2 / rounds);
-        add.kill().unwrap();
-        killed += u32::from(!add.wait().unwrap().success());
+        let (command, usual) = if round % 2 == 0 { ("ADD", usual_add) } else { ("DEL", usual_del) };
+        if command == "DEL" {
+            node.add(&id, &pod).result();
+        }
+        let mut victim = node.start(command, &id, "eth0", Some(&pod.path()), None);
+        thread::sleep(usual * round * 5 / 4 / rounds);
+        victim.kill().unwrap();
+        killed += u32::from(!victim.wait().unwrap().success());
         let del = node.del(&id, &pod);
         assert!(del.ok, "round {round}: {del:?}");
         node.assert_empty();

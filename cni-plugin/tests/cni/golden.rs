@@ -21,6 +21,12 @@ fn golden_dual_stack() {
 }
 
 #[test]
+fn golden_ipv6_alone() {
+    let v6 = DUAL.replace("FLANNEL_NETWORK=10.5.0.0/16\n", "").replace("FLANNEL_SUBNET=10.5.17.1/24\n", "");
+    compare("ipv6", &v6, |_| {});
+}
+
+#[test]
 fn golden_every_bridge_field() {
     compare("fields", V4, |node| {
         node.conf["delegate"] = json!({ "bridge": "br9", "isGateway": true, "mtu": 1300, "promiscMode": true, "forceAddress": true, "portIsolation": true });

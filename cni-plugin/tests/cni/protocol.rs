@@ -42,6 +42,8 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
         ("/delegate/macspoofchk", json!(true), 2, "macspoofchk: true"),
         ("/delegate/vlan", json!(4095), 7, "vlan: 4095"),
         ("/delegate/mtu", json!("big"), 7, "mtu: \\\"big\\\""),
+        ("/delegate/mtu", json!(67), 7, "mtu: 67"),
+        ("/runtimeConfig", json!({ "mac": "ff:ff:ff:ff:ff:ff" }), 7, "a unicast MAC"),
         ("/delegate/promiscMode", json!(true), 7, "promiscMode: true"),
         ("/delegate/bridge", json!("a/b"), 7, "bridge: \\\"a/b\\\""),
         ("/delegate/type", json!("../evil"), 7, "type: \\\"../evil\\\""),

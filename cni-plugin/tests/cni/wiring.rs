@@ -78,19 +78,20 @@ fn the_bridge_keeps_its_mac_while_ports_come_and_go() {
 
 #[test]
 fn an_idle_bridge_takes_the_address_of_a_new_subnet_and_a_used_one_keeps_its_own() {
-    let node = Node::new("cni-renumber", V4);
+    let node = Node::new("cni-renumber", DUAL);
     let pods = ["a", "b"].map(|name| node.pod(name));
     node.add("a", &pods[0]).result();
-    node.set_subnet(&V4.replace("10.5.17.", "10.5.99."));
+    node.set_subnet(&DUAL.replace("10.5.17.", "10.5.99.").replace(":11::", ":99::"));
     let (code, text) = node.add("b", &pods[1]).error();
     assert!(code == 999 && text.contains("10.5.17.1/24") && text.contains("forceAddress"), "{text}");
-    assert_eq!(node.reservations().len(), 1, "the refused one's address is free again");
+    assert_eq!(node.reservations().len(), 2, "the refused one's address is free again");
     node.del("a", &pods[0]).result();
     let result = node.add("b", &pods[1]).result();
     assert_eq!(result["ips"][0]["address"], "10.5.99.3/24", "the one after the refused one's");
-    let addresses = node.host.ip_json("-4 addr show cni0").unwrap();
-    let local: Vec<_> = addresses[0]["addr_info"].as_array().unwrap().iter().map(|a| &a["local"]).collect();
-    assert_eq!(local, ["10.5.99.1"]);
+    let addresses = node.host.ip_json("addr show cni0 scope global").unwrap();
+    let local: Vec<_> =
+        addresses[0]["addr_info"].as_array().unwrap().iter().filter_map(|a| a["local"].as_str()).collect();
+    assert_eq!(local, ["10.5.99.1", "fd00:5:0:99::1"]);
     node.del("b", &pods[1]).result();
 }
 
