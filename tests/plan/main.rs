@@ -178,7 +178,7 @@ fn a_new_mac_of_our_own_device_brings_back_the_neighbours_it_drops() {
 fn a_second_destination_of_a_mac_is_replaced_away() {
     let world = one_peer("vxlan");
     let mut have = settled(&world, true);
-    have.fdb.values_mut().for_each(|dsts| drop(dsts.insert(ip("192.0.2.1"))));
+    have.fdb.values_mut().for_each(|dsts| dsts.extend([ip("192.0.2.1")]));
 
     let plan = diff(&have, &world.desired(), &world.backend.ownership());
 
