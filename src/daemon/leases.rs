@@ -14,7 +14,7 @@ use crate::model::SubnetKey;
 use crate::reconciler::Target;
 use crate::subnet::renewal::{Due, Timer};
 use crate::subnet::store::{Store, StoreError};
-use crate::subnet::table::{LeaseTable, OwnState};
+use crate::subnet::table::LeaseTable;
 use crate::subnet::{Held, Renewal, StoreEvent, Want, alloc};
 
 /// The table of leases, and who is told when it changes.
@@ -87,12 +87,11 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
         if change.peers {
             leases.publish(&table);
         }
-        let doubtful = table.own_state() == OwnState::Doubtful;
         drop(table);
         for bad in change.bad {
             warn!("lease {}: {}: left out until it is mended", bad.key, bad.reason);
         }
-        if doubtful {
+        if change.doubt {
             leases.doubt.notify_one();
         }
     }

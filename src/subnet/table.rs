@@ -36,6 +36,8 @@ pub enum OwnState {
 pub struct Change {
     /// The peers are others than before.
     pub peers: bool,
+    /// Our own record came into doubt: renew now.
+    pub doubt: bool,
     /// Records found bad for the first time, to be logged.
     pub bad: Vec<BadRecord>,
 }
@@ -58,18 +60,13 @@ impl LeaseTable {
         self.own_state = OwnState::Held;
         let peers = self.peers.remove(&own.stored.lease.key).is_some();
         self.own = own;
-        Change { peers, bad: Vec::new() }
+        Change { peers, ..Change::default() }
     }
 
     pub fn apply(&mut self, event: StoreEvent) -> Change {
-        match event {
-            StoreEvent::Snapshot(snapshot) => self.replace(snapshot),
-            StoreEvent::Put(stored) => self.put(stored),
-            StoreEvent::Delete(key) => self.delete(&key),
-            StoreEvent::Bad(bad) => self.spoil(bad),
-            StoreEvent::Disconnected(_) => self.connection(false),
-            StoreEvent::Connected => self.connection(true),
-        }
+        let before = self.own_state;
+        let change = self.take_in(event);
+        Change { doubt: self.own_state != before && self.own_state == OwnState::Doubtful, ..change }
     }
 
     /// The other nodes' leases; never our own.
@@ -100,6 +97,17 @@ impl LeaseTable {
         self.connected
     }
 
+    fn take_in(&mut self, event: StoreEvent) -> Change {
+        match event {
+            StoreEvent::Snapshot(snapshot) => self.replace(snapshot),
+            StoreEvent::Put(stored) => self.put(stored),
+            StoreEvent::Delete(key) => self.delete(&key),
+            StoreEvent::Bad(bad) => self.spoil(bad),
+            StoreEvent::Disconnected(_) => self.connection(false),
+            StoreEvent::Connected => self.connection(true),
+        }
+    }
+
     /// The whole truth: who is not in it is gone, but for a peer whose record
     /// was spoilt.
     fn replace(&mut self, snapshot: Snapshot) -> Change {
@@ -121,7 +129,7 @@ impl LeaseTable {
         self.peers = peers;
 
         let known = std::mem::take(&mut self.bad);
-        let mut change = Change { peers: changed, bad: Vec::new() };
+        let mut change = Change { peers: changed, ..Change::default() };
         for bad in bad {
             if known.get(&bad.key) != Some(&bad) {
                 change.bad.push(bad.clone());
@@ -139,7 +147,7 @@ impl LeaseTable {
             return Change::default();
         }
         let before = self.peers.insert(key, attrs);
-        Change { peers: before.as_ref() != self.peers.get(&key), bad: Vec::new() }
+        Change { peers: before.as_ref() != self.peers.get(&key), ..Change::default() }
     }
 
     fn delete(&mut self, key: &SubnetKey) -> Change {
@@ -148,7 +156,7 @@ impl LeaseTable {
             self.judge_own(None);
             return Change::default();
         }
-        Change { peers: self.peers.remove(key).is_some(), bad: Vec::new() }
+        Change { peers: self.peers.remove(key).is_some(), ..Change::default() }
     }
 
     fn spoil(&mut self, bad: BadRecord) -> Change {
@@ -158,7 +166,7 @@ impl LeaseTable {
         let known = self.bad.get(&bad.key) == Some(&bad);
         let new = if known { Vec::new() } else { vec![bad.clone()] };
         self.remember(bad);
-        Change { peers: false, bad: new }
+        Change { bad: new, ..Change::default() }
     }
 
     fn connection(&mut self, up: bool) -> Change {
@@ -217,7 +225,7 @@ mod tests {
     fn a_spoilt_record_keeps_its_peer_and_is_told_once() {
         let mut table = seeded(&[OWN, 2]);
 
-        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change { peers: false, bad: vec![bad(2)] });
+        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change { bad: vec![bad(2)], ..Change::default() });
         assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change::default());
         assert_eq!(table.apply(snapshot(&[OWN], &[2])), Change::default());
         assert_eq!((peers(&table), table.bad_count()), (vec![2], 1));
@@ -240,7 +248,8 @@ mod tests {
             let mut table = seeded(&[OWN, 2]);
             table.apply(StoreEvent::Put(stored(OWN)));
             assert_eq!(table.own_state(), OwnState::Held);
-            table.apply(doubt);
+            assert!(table.apply(doubt.clone()).doubt);
+            assert!(!table.apply(doubt).doubt, "told once");
             assert_eq!((table.own_state(), peers(&table)), (OwnState::Doubtful, vec![2]));
             table.set_own(held(OWN));
             assert_eq!(table.own_state(), OwnState::Held);

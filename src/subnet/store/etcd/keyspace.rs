@@ -52,35 +52,26 @@ impl Keyspace {
         let name = key.strip_prefix(&self.subnets()).ok_or_else(bad)?;
         let subnet: SubnetKey = name.parse().map_err(|e: KeyError| e.reason)?;
         // One subnet has one key.
-        if self.subnet(&subnet) != key {
-            Err(format!("must be written {}", self.subnet(&subnet)))
-        } else {
-            Ok(subnet)
-        }
+        let canonical = self.subnet(&subnet);
+        if canonical == key { Ok(subnet) } else { Err(format!("must be written {canonical}")) }
     }
 
     /// A record of the store, as a lease or as a bad one.
     pub(super) fn parse(&self, kv: &KeyValue) -> Result<StoredLease, BadRecord> {
-        let subnet = self.parse_key(kv.key());
-        let attrs = match &subnet {
-            Ok(_) => parse_attrs(kv.value()),
-            Err(reason) => Err(reason.clone()),
-        };
-        match (subnet, attrs) {
-            (Ok(key), Ok(attrs)) => Ok(StoredLease {
-                lease: Lease { key, attrs },
-                lease_id: (kv.lease() != 0).then_some(kv.lease()),
-                mod_revision: kv.mod_revision(),
-            }),
-            (subnet, Err(reason)) => Err(self.bad(kv.key(), subnet.ok(), reason)),
-            (Err(reason), Ok(_)) => Err(self.bad(kv.key(), None, reason)),
-        }
+        let key = self.parse_key(kv.key()).map_err(|reason| bad(kv, None, reason))?;
+        let attrs = parse_attrs(kv.value()).map_err(|reason| bad(kv, Some(key), reason))?;
+        Ok(StoredLease {
+            lease: Lease { key, attrs },
+            lease_id: (kv.lease() != 0).then_some(kv.lease()),
+            mod_revision: kv.mod_revision(),
+        })
     }
+}
 
-    pub(super) fn bad(&self, key: &[u8], subnet: Option<SubnetKey>, reason: String) -> BadRecord {
-        let shown = &key[..key.len().min(MAX_KEY)];
-        BadRecord { key: String::from_utf8_lossy(shown).into_owned(), subnet, reason }
-    }
+fn bad(kv: &KeyValue, subnet: Option<SubnetKey>, reason: String) -> BadRecord {
+    let shown = &kv.key()[..kv.key().len().min(MAX_KEY)];
+    // It goes to logs and terminals: no control characters.
+    BadRecord { key: String::from_utf8_lossy(shown).escape_debug().to_string(), subnet, reason }
 }
 
 fn parse_attrs(value: &[u8]) -> Result<LeaseAttrs, String> {
