@@ -5,6 +5,9 @@
 //! HTTP/2 does not need one (RFC 9113, 8.3.1), so the field is renamed on its way
 //! in: in HPACK (RFC 7541) its name is an index, one byte, and a name of the same
 //! length keeps the dynamic table of both sides equal.
+//!
+//! Only an `:authority` behind the three other pseudo-header fields, where Go puts
+//! it, is renamed: none of them may follow an ordinary field.
 
 use std::io;
 use std::pin::Pin;
@@ -18,6 +21,8 @@ use tonic::transport::server::Connected;
 /// request carries.
 const AUTHORITY: u8 = 0x40 | 1;
 const SET_COOKIE: u8 = 0x40 | 55;
+/// `:method`, `:scheme` and `:path`.
+const OTHER_PSEUDO_FIELDS: usize = 3;
 
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const FRAME_HEADER: usize = 9;
@@ -102,7 +107,7 @@ impl<T: Connected> Connected for WithoutAuthority<T> {
 struct Filter {
     frame: Frame,
     block: Block,
-    /// Which field of the header block this is, from 1.
+    /// Fields of the header block that were begun before this one.
     fields: usize,
 }
 
@@ -161,7 +166,7 @@ impl Filter {
                 *have += 1;
                 if *have == FRAME_HEADER {
                     if header[3] == HEADERS {
-                        self.fields = 0;
+                        (self.block, self.fields) = (Block::Field, 0);
                     }
                     self.frame = frame(header);
                 }
@@ -181,13 +186,13 @@ impl Filter {
                 1
             }
             Frame::Fields { left, padding } => {
-                let table_size = (0x20..0x40).contains(&bytes[0]);
-                if matches!(self.block, Block::Field) && !table_size {
-                    self.fields += 1;
+                if matches!(self.block, Block::Field) {
+                    if bytes[0] == AUTHORITY && self.fields == OTHER_PSEUDO_FIELDS {
+                        bytes[0] = SET_COOKIE;
+                    }
+                    self.fields += usize::from(!is_table_size(bytes[0]));
                 }
-                // Go sends it last of the four pseudo-header fields. Rust does not,
-                // and no other field may stand before one of them (RFC 9113, 8.3).
-                self.block.step(&mut bytes[0], self.fields == 4);
+                self.block = self.block.after(bytes[0]);
                 *left -= 1;
                 if *left == 0 {
                     self.frame = skip(*padding);
@@ -239,29 +244,30 @@ enum Block {
 }
 
 impl Block {
-    fn step(&mut self, byte: &mut u8, last_pseudo: bool) {
-        if last_pseudo && matches!(self, Block::Field) && *byte == AUTHORITY {
-            *byte = SET_COOKIE;
-        }
-        *self = match *self {
-            Block::Field => field(*byte),
-            Block::Integer { strings } if *byte & 0x80 == 0 => strings_left(strings),
+    fn after(self, byte: u8) -> Self {
+        match self {
+            Block::Field => field(byte),
+            Block::Integer { strings } if byte & 0x80 == 0 => strings_left(strings),
             Block::Integer { strings } => Block::Integer { strings },
-            Block::Length { more } => match usize::from(*byte & 0x7f) {
+            Block::Length { more } => match usize::from(byte & 0x7f) {
                 0x7f => Block::LengthMore { length: 0x7f, shift: 0, more },
                 length => text(length, more),
             },
             Block::LengthMore { length, shift, more } => {
                 // hyper refuses what would overflow here.
-                let length = length.saturating_add(usize::from(*byte & 0x7f) << shift.min(28));
-                match *byte & 0x80 {
+                let length = length.saturating_add(usize::from(byte & 0x7f) << shift.min(28));
+                match byte & 0x80 {
                     0 => text(length, more),
                     _ => Block::LengthMore { length, shift: shift.saturating_add(7), more },
                 }
             }
             Block::Text { left, more } => text(left - 1, more),
-        };
+        }
     }
+}
+
+fn is_table_size(byte: u8) -> bool {
+    byte & 0xe0 == 0x20
 }
 
 fn field(byte: u8) -> Block {

@@ -304,14 +304,14 @@ impl Mvcc {
         before: Option<(i64, PbKeyValue)>,
         tombstone: bool,
     ) -> rusqlite::Result<()> {
-        let prev_kv = match before {
-            Some((id, previous)) => {
-                let sql = "UPDATE log SET superseded = ?1 WHERE id = ?2";
-                self.connection.prepare_cached(sql)?.execute(params![kv.mod_revision, id])?;
-                Some(previous)
-            }
-            None => None,
-        };
+        if let Some((id, _)) = before {
+            let sql = "UPDATE log SET superseded = ?1 WHERE id = ?2";
+            self.connection.prepare_cached(sql)?.execute(params![kv.mod_revision, id])?;
+        }
+        // A transaction may change a key twice; its watchers hear what stood
+        // there before the whole of it.
+        let first = self.sub == 0;
+        let prev_kv = if first { before.map(|(_, previous)| previous) } else { self.before(&kv)? };
         let sql =
             "INSERT INTO log (mod_revision, sub, key, value, create_revision, version, lease, tombstone)
                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
@@ -455,17 +455,16 @@ fn key_value(row: &Row<'_>) -> rusqlite::Result<PbKeyValue> {
     })
 }
 
-/// `order` and `target` as in `etcdserverpb.RangeRequest`; rows come by key.
+/// `order` and `target` as in `etcdserverpb.RangeRequest`. Equals stay in the
+/// order of their keys, as in etcd for a dozen of them or fewer.
 fn sort(kvs: &mut [PbKeyValue], order: i32, target: i32) {
     const DESCEND: i32 = 2;
-    match target {
-        1 => kvs.sort_by_key(|kv| kv.version),
-        2 => kvs.sort_by_key(|kv| kv.create_revision),
-        3 => kvs.sort_by_key(|kv| kv.mod_revision),
-        4 => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
-        _ => {}
-    }
-    if order == DESCEND {
-        kvs.reverse();
-    }
+    let compare = |a: &PbKeyValue, b: &PbKeyValue| match target {
+        1 => a.version.cmp(&b.version),
+        2 => a.create_revision.cmp(&b.create_revision),
+        3 => a.mod_revision.cmp(&b.mod_revision),
+        4 => a.value.cmp(&b.value),
+        _ => a.key.cmp(&b.key),
+    };
+    kvs.sort_by(|a, b| if order == DESCEND { compare(b, a) } else { compare(a, b) });
 }

@@ -1,0 +1,7 @@
+//! The built-in store: it answers as Debian's etcd does, `etcdctl` works on it,
+//! and what it has acknowledged outlives any death of its process.
+
+mod etcdctl;
+mod peers;
+mod survival;
+mod trace;
