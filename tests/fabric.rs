@@ -187,7 +187,8 @@ fn every_pair_reaches(config: &str) {
 }
 
 /// Lines of `ip monitor` that are about links, routes, nexthops or permanent
-/// neighbours; neighbours that the traffic itself refreshes are not ours.
+/// neighbours. Neighbours that the traffic itself refreshes are not ours, and
+/// link-local addresses come when the kernel has looked for duplicates.
 fn monitored_changes(monitor: &Daemon) -> Vec<String> {
     let ours = |line: &&str| {
         (line.contains("[ROUTE]")
@@ -196,7 +197,7 @@ fn monitored_changes(monitor: &Daemon) -> Vec<String> {
             || line.contains("[ADDR]"))
             || line.contains("PERMANENT")
     };
-    monitor.log_tail(1000).lines().filter(ours).map(str::to_owned).collect()
+    monitor.log_tail(1000).lines().filter(|line| !line.contains("fe80:")).filter(ours).map(str::to_owned).collect()
 }
 
 struct Fabric {
