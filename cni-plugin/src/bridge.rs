@@ -154,6 +154,10 @@ impl Bridge {
         // must not be able to advertise itself as the host's router.
         set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         if !link.is_up {
+            // The kernel asks for no neighbour from a link whose link-local
+            // address is not proven unique yet, and no one else could hold it.
+            // Where IPv6 is off there is nothing to prove.
+            let _ = set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0");
             host.set_up(name)?;
         }
         Ok(link.index)
