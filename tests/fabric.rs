@@ -197,7 +197,13 @@ fn monitored_changes(monitor: &Daemon) -> Vec<String> {
             || line.contains("[ADDR]"))
             || line.contains("PERMANENT")
     };
-    monitor.log_tail(1000).lines().filter(|line| !line.contains("fe80:")).filter(ours).map(str::to_owned).collect()
+    monitor
+        .log_tail(1000)
+        .lines()
+        .filter(|line| !line.contains("fe80:"))
+        .filter(ours)
+        .map(str::to_owned)
+        .collect()
 }
 
 struct Fabric {
