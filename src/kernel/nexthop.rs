@@ -225,3 +225,82 @@ fn group_entries(value: &[u8]) -> Result<Vec<NexthopGroupEntry>, DecodeError> {
     };
     Ok(entries.iter().map(entry).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+
+    use super::*;
+
+    /// `ip nexthop add id 5 via 10.1.2.3 dev v0 onlink protocol 87`, as the
+    /// kernel (6.18) reported it.
+    const GATEWAY: &[u8] = &[
+        0x30, 0, 0, 0, 0x68, 0, 5, 6, 0xd8, 0x23, 3, 0x6b, 0x6f, 0x60, 0, 0, // nlmsghdr
+        2, 0xfd, 0x57, 0, 4, 0, 0, 0, // AF_INET, scope link, protocol 87, RTNH_F_ONLINK
+        8, 0, 1, 0, 5, 0, 0, 0, // NHA_ID 5
+        8, 0, 5, 0, 3, 0, 0, 0, // NHA_OIF 3
+        8, 0, 6, 0, 10, 1, 2, 3, // NHA_GATEWAY 10.1.2.3
+    ];
+
+    /// `ip nexthop add id 8 group 5,3`.
+    const GROUP: &[u8] = &[
+        0x3c, 0, 0, 0, 0x68, 0, 5, 6, 0xd8, 0x23, 3, 0x6b, 0x75, 0x60, 0, 0, // nlmsghdr
+        0, 0, 0, 0, 0, 0, 0, 0, // AF_UNSPEC
+        8, 0, 1, 0, 8, 0, 0, 0, // NHA_ID 8
+        6, 0, 3, 0, 0, 0, 0, 0, // NHA_GROUP_TYPE multipath
+        12, 0, 2, 0, 5, 0, 0, 0, 2, 0, 0, 0, // NHA_GROUP: id 5, weight 3
+        8, 0, 14, 0, 0, 0, 0, 0x80, // NHA_OP_FLAGS
+    ];
+
+    /// `ip nexthop add id 9 blackhole`.
+    const BLACKHOLE: &[u8] = &[
+        0x24, 0, 0, 0, 0x68, 0, 5, 6, 0xd8, 0x23, 3, 0x6b, 0x77, 0x60, 0, 0, // nlmsghdr
+        2, 0, 0, 0, 0, 0, 0, 0, // AF_INET
+        8, 0, 1, 0, 9, 0, 0, 0, // NHA_ID 9
+        4, 0, 4, 0, // NHA_BLACKHOLE
+    ];
+
+    #[test]
+    fn captured_messages_decode_and_encode_to_the_same_bytes() {
+        for bytes in [GATEWAY, GROUP, BLACKHOLE] {
+            let message = NetlinkMessage::<NexthopNetlinkMessage>::deserialize(bytes).unwrap();
+            let mut again = vec![0; message.buffer_len()];
+            message.serialize(&mut again);
+            assert_eq!(again, bytes);
+        }
+    }
+
+    #[test]
+    fn attributes_mean_what_the_header_file_says() {
+        let gateway = decode(GATEWAY);
+        assert_eq!(gateway.header.protocol, RouteProtocol::Other(87));
+        assert_eq!(gateway.header.flags, RouteFlags::Onlink);
+        assert_eq!(
+            gateway.attributes,
+            [
+                NexthopAttribute::Id(5),
+                NexthopAttribute::Oif(3),
+                NexthopAttribute::Gateway([10, 1, 2, 3].into())
+            ]
+        );
+        let entry = NexthopGroupEntry { id: 5, weight: 2, weight_high: 0 };
+        assert!(decode(GROUP).attributes.contains(&NexthopAttribute::Group(vec![entry])));
+        assert!(decode(BLACKHOLE).attributes.contains(&NexthopAttribute::Blackhole));
+    }
+
+    #[test]
+    fn a_cut_off_message_is_an_error() {
+        for length in 0..GATEWAY.len() - 16 {
+            let cut = NexthopMessage::parse(&GATEWAY[16..16 + length]);
+            // Between two attributes a message may well end.
+            assert_eq!(cut.is_ok(), length >= HEADER_LEN && length % 8 == 0, "{length} bytes");
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> NexthopMessage {
+        match NetlinkMessage::deserialize(bytes).unwrap().payload {
+            NetlinkPayload::InnerMessage(NexthopNetlinkMessage::New(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+}

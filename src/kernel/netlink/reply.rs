@@ -159,3 +159,133 @@ fn explanation(attributes: &[u8]) -> String {
         .map(|nla| String::from_utf8_lossy(nla.value()).trim_end_matches('\0').to_owned())
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::NLM_F_MULTIPART;
+    use netlink_packet_route::RouteNetlinkMessage;
+
+    use super::*;
+
+    const RTM_NEWROUTE: u16 = 24;
+    /// `struct rtmsg` of an IPv4 default route.
+    const ROUTE: &[u8] = &[2, 0, 0, 0, 254, 2, 0, 1, 0, 0, 0, 0];
+
+    #[test]
+    fn a_dump_is_complete_when_done_says_so() {
+        let mut dump = Dump::<RouteNetlinkMessage>::new(7);
+
+        assert_eq!(dump.take(&[route(0), route(0)].concat()), None);
+        assert_eq!(dump.take(&[route(0), done(0, 0, b"")].concat()), Some(Outcome::Complete));
+        assert_eq!((dump.messages.len(), dump.undecodable), (3, 0));
+    }
+
+    #[test]
+    fn a_dump_during_which_the_table_changed_is_interrupted() {
+        let interrupted = [
+            vec![route(NLM_F_DUMP_INTR), done(0, 0, b"")],
+            vec![route(0), done(NLM_F_DUMP_INTR, 0, b"")],
+            vec![message(NLMSG_OVERRUN, 0, 7, b""), done(0, 0, b"")],
+            vec![done(0, -libc::EINTR, b"")],
+        ];
+        for datagrams in interrupted {
+            let outcome = Dump::<RouteNetlinkMessage>::new(7).take(&datagrams.concat());
+            assert_eq!(outcome, Some(Outcome::Interrupted));
+        }
+    }
+
+    #[test]
+    fn an_error_inside_done_is_an_error() {
+        let text = b"FIB table does not exist\0";
+        let with_text = [&[text.len() as u8 + 4, 0, 1, 0], text.as_slice()].concat();
+        for (flags, attributes, message) in
+            [(0, &b""[..], ""), (NLM_F_ACK_TLVS, &with_text[..], "FIB table does not exist")]
+        {
+            let mut dump = Dump::<RouteNetlinkMessage>::new(7);
+            let outcome = dump.take(&[route(0), done(flags, -libc::ENOENT, attributes)].concat());
+            let cause = Cause::Errno { errno: libc::ENOENT, message: message.to_owned() };
+            assert_eq!(outcome, Some(Outcome::Refused(cause)));
+        }
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_decoded_is_left_out_and_counted() {
+        let mut dump = Dump::<RouteNetlinkMessage>::new(7);
+        let broken = message(RTM_NEWROUTE, NLM_F_MULTIPART, 7, &ROUTE[..5]);
+
+        let outcome = dump.take(&[route(0), broken, route(0), done(0, 0, b"")].concat());
+
+        assert_eq!(outcome, Some(Outcome::Complete));
+        assert_eq!((dump.messages.len(), dump.undecodable), (2, 1));
+    }
+
+    #[test]
+    fn what_belongs_to_an_earlier_dump_does_not_end_this_one() {
+        let mut dump = Dump::<RouteNetlinkMessage>::new(8);
+        assert_eq!(dump.take(&[route(NLM_F_DUMP_INTR), done(0, 0, b"")].concat()), None);
+        assert!(dump.messages.is_empty());
+    }
+
+    #[test]
+    fn acks_are_matched_by_number_and_counted_once() {
+        let mut acks = Acks::new(u32::MAX, 3); // numbers wrap
+        let refused = ack(0, -libc::EEXIST);
+
+        acks.take(&[ack(1, 0), refused.clone()].concat(), |_, _| {});
+        acks.take(&[refused, ack(99, 0), ack(u32::MAX - 1, 0)].concat(), |_, _| {});
+        assert_eq!(acks.outstanding(), 1);
+        let late = Cause::TimedOut { awaited: "1 of 3".into(), after: std::time::Duration::from_secs(1) };
+        acks.fail(&late);
+
+        let exists = Cause::Errno { errno: libc::EEXIST, message: String::new() };
+        assert_eq!(acks.into_results(), [Err(late), Err(exists), Ok(())]);
+    }
+
+    #[test]
+    fn the_kernels_explanation_is_found_behind_the_echoed_request() {
+        let attribute = [&[12, 0, 1, 0][..], b"no way\0\0"].concat();
+        let code = (-libc::EINVAL).to_ne_bytes();
+        let echoed = message(RTM_NEWROUTE, 0, 7, ROUTE);
+        for (flags, request) in [(NLM_F_CAPPED, &echoed[..16]), (0, &echoed[..])] {
+            let payload = [&code[..], request, &attribute].concat();
+            let mut acks = Acks::new(7, 1);
+            acks.take(&message(NLMSG_ERROR, flags | NLM_F_ACK_TLVS, 7, &payload), |_, _| {});
+            let cause = Cause::Errno { errno: libc::EINVAL, message: "no way".into() };
+            assert_eq!(acks.into_results(), [Err(cause)]);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_taken_without_a_panic() {
+        use proptest::prelude::*;
+        proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u16..30, flags: u16)| {
+            let datagram = [bytes.clone(), message(kind, flags, 7, &bytes)].concat();
+            for datagram in [&datagram[..], &datagram[bytes.len()..]] {
+                Dump::<RouteNetlinkMessage>::new(7).take(datagram);
+                Acks::new(7, 2).take(datagram, |_, _| {});
+            }
+        });
+    }
+
+    fn route(flags: u16) -> Vec<u8> {
+        message(RTM_NEWROUTE, NLM_F_MULTIPART | flags, 7, ROUTE)
+    }
+
+    fn done(flags: u16, code: i32, attributes: &[u8]) -> Vec<u8> {
+        message(NLMSG_DONE, NLM_F_MULTIPART | flags, 7, &[&code.to_ne_bytes(), attributes].concat())
+    }
+
+    fn ack(sequence: u32, code: i32) -> Vec<u8> {
+        let echoed = message(RTM_NEWROUTE, 0, sequence, b"");
+        message(NLMSG_ERROR, NLM_F_CAPPED, sequence, &[&code.to_ne_bytes()[..], &echoed].concat())
+    }
+
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = ((16 + payload.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        bytes.extend([sequence.to_ne_bytes(), [0; 4]].concat());
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+}
