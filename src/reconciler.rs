@@ -300,8 +300,9 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if synced {
             self.settled = Some(self.revision);
         }
-        let waiting =
-            tally.waiting.iter().map(|link| format!("link {link}: missing or down: waiting for it"));
+        // Links of ours are missing for a reason that has its own message.
+        let foreign = tally.waiting.iter().filter(|link| !self.want.links.contains_key(link));
+        let waiting = foreign.map(|link| format!("link {link}: missing or down: waiting for it"));
         let failed: Vec<_> = waiting.chain(self.failures.texts()).collect();
         self.state.send_modify(|state| {
             for text in failed.iter().filter(|_| failed.len() <= 10 || state.failed.is_empty()).take(10) {
@@ -339,7 +340,7 @@ impl Tally {
     /// Whether it is time for `op`: its link is up, and it has not just failed.
     fn admit<K, E>(&mut self, op: &Op, reconciler: &Reconciler<K, E>) -> bool {
         let is_up = |dev: IfName| reconciler.view.have.links.get(&dev).is_some_and(|link| link.up);
-        if let Some(dev) = stands_on(op).filter(|dev| !is_up(*dev)) {
+        if let Some(dev) = stands_on(op, &reconciler.want).filter(|dev| !is_up(*dev)) {
             self.waiting.insert(dev);
             return false;
         }
@@ -360,13 +361,16 @@ fn is_link_change(op: &Op) -> bool {
 }
 
 /// The link without which there is no use in trying.
-fn stands_on(op: &Op) -> Option<IfName> {
+fn stands_on(op: &Op, want: &Desired) -> Option<IfName> {
     match op {
         Op::AddAddress { dev, .. } | Op::SetNeighbour { dev, .. } | Op::SetFdb { dev, .. } => Some(*dev),
         Op::SetNexthop { nexthop, .. } | Op::SetRoute { nexthop, .. } => Some(nexthop.dev),
         Op::AddLink { spec, .. } => {
             let LinkKind::Vxlan(vxlan) = &spec.kind;
             Some(vxlan.underlay)
+        }
+        Op::SetSysctl { key, .. } => {
+            want.links.keys().copied().find(|name| key.split('/').any(|part| part == name.as_str()))
         }
         _ => None,
     }
