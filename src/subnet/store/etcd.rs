@@ -75,7 +75,8 @@ impl EtcdStore {
     ///
     /// Errors: no endpoint, a malformed one, a key without its certificate.
     pub fn new(config: EtcdConfig) -> Result<EtcdStore, StoreError> {
-        let description = format!("etcd {} {}", config.endpoints.join(","), config.prefix);
+        let endpoints = config.endpoints.iter().map(|e| e.rsplit('@').next().unwrap_or(e));
+        let description = format!("etcd {} {}", endpoints.collect::<Vec<_>>().join(","), config.prefix);
         let keys = Keyspace::new(&config.prefix);
         let connection = Connection::new(config)
             .map_err(|cause| StoreError::Refused { store: description.clone(), cause })?;
@@ -159,5 +160,38 @@ impl Store for EtcdStore {
 
     fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
         watch::watch(self.clone(), from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_endpoints_and_half_a_key_pair_are_refused() {
+        let cases: [(&[&str], bool, &str); 6] = [
+            (&[], false, "no endpoint"),
+            (&["ftp://127.0.0.1"], false, "http[s]://HOST:PORT"),
+            (&["http://"], false, "http[s]://HOST:PORT"),
+            (&["http://127.0.0.1:2379", "no host"], false, "\"no host\""),
+            (&["http://root:secret@127.0.0.1:2379"], false, "by their own options"),
+            (&["https://127.0.0.1:2379"], true, "give both files"),
+        ];
+        for (endpoints, half, expected) in cases {
+            let config = EtcdConfig {
+                endpoints: endpoints.iter().map(|&e| e.to_owned()).collect(),
+                prefix: "/coreos.com/network".into(),
+                tls: TlsFiles { key: half.then(|| "key.pem".into()), ..TlsFiles::default() },
+                credentials: None,
+            };
+            let error = EtcdStore::new(config).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let credentials = Credentials { user: "root".into(), password: "secret".into() };
+        assert!(!format!("{credentials:?}").contains("secret"));
     }
 }

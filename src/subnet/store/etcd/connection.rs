@@ -15,7 +15,9 @@ use super::{Credentials, EtcdConfig, TlsFiles};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For one call to one endpoint, connecting included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// HTTP/2 pings, also while idle: a watch on a dead peer would hang for ever.
+/// HTTP/2 pings while a call or a watch is open, without which a watch on a dead
+/// peer would hang for ever. Not while idle: etcd hangs up on those, and on pings
+/// more often than every 5 s.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer taken in: bounds what a hostile store can make us hold.
@@ -137,7 +139,7 @@ impl Connection {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
-            .with_keep_alive_while_idle(true)
+            .with_keep_alive_while_idle(false)
             .with_require_leader(true)
             .with_auto_token_refresh(true);
         if let Some(Credentials { user, password }) = &self.credentials {
@@ -169,6 +171,9 @@ fn url(endpoint: &str, tls: &TlsFiles) -> Result<String, String> {
     };
     let uri: tonic::transport::Uri =
         url.parse().map_err(|e| format!("endpoint {endpoint:?}: {e}: give http[s]://HOST:PORT"))?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("an endpoint with a user in it: give user and password by their own options".into());
+    }
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
         _ => Err(format!("endpoint {endpoint:?}: give http[s]://HOST:PORT")),
@@ -214,7 +219,8 @@ impl Failure {
                 Failure { code: status.code(), message }
             }
             Error::LeaseKeepAliveError(message) => Failure { code: Code::NotFound, message: message.clone() },
-            Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
+            Error::InvalidArgs(message) => Failure { code: Code::InvalidArgument, message: message.clone() },
+            Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
                 Failure { code: Code::InvalidArgument, message: error.to_string() }
             }
             other => Failure { code: Code::Unavailable, message: other.to_string() },
