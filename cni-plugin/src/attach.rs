@@ -79,9 +79,9 @@ pub fn del(config: &Config, request: &Request) -> Result<()> {
             known = prev.ips.iter().map(|ip| ip.address.ip()).collect();
         }
     }
-    Ipam::of(&delegate)?.del(request, config.version, prev, &known)?;
+    let released = Ipam::of(&delegate)?.del(request, config.version, prev, &known)?;
     if delegate.fields().bool("ipMasq").unwrap_or(true) {
-        Masquerade::of(&config.name, request, Backend::Any).tear_down()?;
+        Masquerade::of(&config.name, request, Backend::Any).tear_down(&released)?;
     }
     cache.remove()
 }
@@ -160,7 +160,7 @@ fn read_subnet(path: &Path) -> Result<SubnetEnv> {
     let text = fs::read_to_string(path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
             Code::TryAgainLater,
-            format!("subnet file {place} is not there yet: weft's (or flannel's) daemon writes it once it has a lease"),
+            format!("subnet file {place} is not there yet: weft's (or flannel's) daemon writes it"),
         )
         .details("is the daemon running on this node, and does it reach its store? See its log."),
         _ => Error::io("read subnet file", path, &e),

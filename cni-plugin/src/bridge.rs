@@ -101,7 +101,8 @@ impl Bridge {
         });
         if let Err(e) = done {
             if let Some(masq) = &masq {
-                let _ = masq.tear_down();
+                let ips: Vec<_> = attachment.ips.iter().map(|ip| ip.address.ip()).collect();
+                let _ = masq.tear_down(&ips);
             }
             if let Ok(Some(link)) = host.link(veth) {
                 host.delete_link(link.index)?;

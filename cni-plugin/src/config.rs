@@ -197,8 +197,8 @@ mod tests {
 
     use super::*;
 
-    const ENV: &str =
-        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\nFLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
+    const ENV: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\n\
+                       FLANNEL_MTU=1500\nFLANNEL_IPMASQ=true\n";
 
     #[test]
     fn the_default_conflist_renders_as_flannel_renders_it() {
@@ -206,14 +206,16 @@ mod tests {
             "delegate": { "hairpinMode": true, "isDefaultGateway": true } });
         let expected = json!({ "cniVersion": "0.3.1", "hairpinMode": true, "ipMasq": false, "isDefaultGateway": true,
             "isGateway": true, "mtu": 1500, "name": "cbr0", "type": "bridge",
-            "ipam": { "ranges": [[{ "subnet": "10.5.17.0/24" }]], "routes": [{ "dst": "10.5.0.0/16" }], "type": "host-local" } });
+            "ipam": { "ranges": [[{ "subnet": "10.5.17.0/24" }]], "routes": [{ "dst": "10.5.0.0/16" }],
+                "type": "host-local" } });
         assert_eq!(Value::Object(render(&conf, ENV).unwrap().conf), expected);
     }
 
     #[test]
     fn what_the_conflist_says_wins_over_the_defaults() {
         let conf = json!({ "cniVersion": "1.0.0", "name": "n", "runtimeConfig": { "mac": "0e:00:00:00:00:01" },
-            "ipam": { "type": "static", "foo": 1, "ranges": "overwritten", "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }] },
+            "ipam": { "type": "static", "foo": 1, "ranges": "overwritten",
+                "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }] },
             "delegate": { "type": "ptp", "mtu": 1400, "ipMasq": true } });
         let rendered = Value::Object(
             render(&conf, &ENV.replace("10.5.0.0/16", "10.5.0.0/16,10.6.0.0/16")).unwrap().conf,
@@ -221,7 +223,8 @@ mod tests {
         let expected = json!({ "cniVersion": "1.0.0", "name": "n", "type": "ptp", "mtu": 1400, "ipMasq": true,
             "runtimeConfig": { "mac": "0e:00:00:00:00:01" },
             "ipam": { "type": "static", "foo": 1, "ranges": [[{ "subnet": "10.5.17.0/24" }]],
-                "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }, { "dst": "10.5.0.0/16" }, { "dst": "10.6.0.0/16" }] } });
+                "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" },
+                    { "dst": "10.5.0.0/16" }, { "dst": "10.6.0.0/16" }] } });
         assert_eq!(rendered, expected);
     }
 
@@ -255,7 +258,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parsing_never_panics(bytes: Vec<u8>, text in "\\PC{0,80}", key in "(name|delegate|ipam|args|runtimeConfig|prevResult|dataDir)", value in json_value()) {
+        fn parsing_never_panics(
+            bytes: Vec<u8>,
+            text in "\\PC{0,80}",
+            key in "(name|delegate|ipam|args|runtimeConfig|prevResult|dataDir)",
+            value in json_value(),
+        ) {
             let _ = Config::parse(&bytes);
             let _ = crate::request::Args::parse(&text);
             let _ = render(&json!({ "name": "n", key: value }), ENV);

@@ -3,6 +3,7 @@
 //! so that either can remove what the other made.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use ipnetwork::IpNetwork;
@@ -45,6 +46,9 @@ pub struct Masquerade {
 }
 
 const TABLE: &str = "inet cni_plugins_masquerade";
+const TABLE_COMMENT: &str = "Masquerading for plugins from github.com/containernetworking/plugins";
+const CHAIN_COMMENT: &str =
+    "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet";
 
 impl Masquerade {
     pub fn of(network: &str, request: &Request, backend: Backend) -> Masquerade {
@@ -77,12 +81,14 @@ impl Masquerade {
         }
     }
 
-    /// Both kinds are looked for: the config may have changed since.
-    pub fn tear_down(&self) -> Result<()> {
+    /// Remove the rules of these addresses, all of the attachment's if none is
+    /// known. Both kinds of rules are looked for: the config may have changed
+    /// since.
+    pub fn tear_down(&self, ips: &[IpAddr]) -> Result<()> {
         let mut results = Vec::new();
         for tools in [&IPTABLES, &IP6TABLES] {
             if is_installed(tools.command) {
-                results.push(self.tear_down_iptables(tools));
+                results.push(self.tear_down_iptables(tools, ips));
             }
         }
         if is_installed("nft") {
@@ -97,7 +103,6 @@ impl Masquerade {
             if ips.is_empty() {
                 continue;
             }
-            self.tear_down_iptables(tools)?;
             run(tools.restore, &["--noflush", "--wait"], &self.iptables_rules(&ips, tools.multicast))?;
         }
         Ok(())
@@ -116,9 +121,9 @@ impl Masquerade {
         rules + "COMMIT\n"
     }
 
-    /// The jumps are found by the chain's name, so that they go without knowing
-    /// the addresses.
-    fn tear_down_iptables(&self, tools: &Tools) -> Result<()> {
+    /// The chain is named after the container, whose other interfaces may have
+    /// jumps to it.
+    fn tear_down_iptables(&self, tools: &Tools, ips: &[IpAddr]) -> Result<()> {
         let chain = &self.chain;
         // Where the table cannot be read, nothing was put into it.
         let Ok(all) = run(tools.command, &["--wait", "--table", "nat", "--list-rules"], "") else {
@@ -130,15 +135,20 @@ impl Masquerade {
         let jump = format!(" -j {chain}");
         let jumps =
             all.lines().filter(|line| line.ends_with(&jump)).filter_map(|line| line.strip_prefix("-A "));
-        let deletions: String = jumps.map(|rule| format!("-D {rule}\n")).collect();
-        let rules = format!("*nat\n{deletions}-F {chain}\n-X {chain}\nCOMMIT\n");
-        run(tools.restore, &["--noflush", "--wait"], &rules).map(drop)
+        let ours = |rule: &&str| ips.is_empty() || ips.iter().any(|ip| rule.contains(&format!(" -s {ip}/")));
+        let (ours, others): (Vec<_>, Vec<_>) = jumps.partition(ours);
+        let mut rules = String::from("*nat\n");
+        rules.extend(ours.iter().map(|rule| format!("-D {rule}\n")));
+        if others.is_empty() {
+            rules += &format!("-F {chain}\n-X {chain}\n");
+        }
+        run(tools.restore, &["--noflush", "--wait"], &(rules + "COMMIT\n")).map(drop)
     }
 
     fn set_up_nftables(&self, ips: &[IpConfig]) -> Result<()> {
         let mut script = format!(
-            "add table {TABLE} {{ comment \"Masquerading for plugins from github.com/containernetworking/plugins\"; }}\n\
-             add chain {TABLE} masq_checks {{ comment \"Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet\"; }}\n\
+            "add table {TABLE} {{ comment \"{TABLE_COMMENT}\"; }}\n\
+             add chain {TABLE} masq_checks {{ comment \"{CHAIN_COMMENT}\"; }}\n\
              add chain {TABLE} postrouting {{ type nat hook postrouting priority 100; }}\n\
              flush chain {TABLE} postrouting\n\
              add rule {TABLE} postrouting ip daddr 224.0.0.0/4 return\n\
@@ -148,10 +158,10 @@ impl Masquerade {
         script += &self.nft_deletions()?;
         for net in ips.iter().map(|ip| ip.address) {
             let family = if net.is_ipv4() { "ip" } else { "ip6" };
-            let subnet = format!("{}/{}", net.network(), net.prefix());
+            let (ip, subnet) = (net.ip(), format!("{}/{}", net.network(), net.prefix()));
+            let matches = format!("{family} saddr {ip} {family} daddr != {subnet}");
             script += &format!(
-                "add rule {TABLE} masq_checks {family} saddr {} {family} daddr != {subnet} masquerade comment \"{}\"\n",
-                net.ip(),
+                "add rule {TABLE} masq_checks {matches} masquerade comment \"{}\"\n",
                 self.nft_comment
             );
         }

@@ -221,8 +221,14 @@ mod tests {
             torn in proptest::collection::btree_set(2u8..30, 0..4),
         ) {
             let dir = tempfile::tempdir()?;
-            let set = set(&json!([{ "subnet": "10.0.0.0/28" }, { "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.1", "rangeEnd": "10.0.1.9" }]));
-            let all: Vec<IpAddr> = (2..=14).map(|n| [10, 0, 0, n].into()).chain((2..=9).map(|n| [10, 0, 1, n].into())).collect();
+            let set = set(&json!([
+                { "subnet": "10.0.0.0/28" },
+                { "subnet": "10.0.1.0/24", "rangeStart": "10.0.1.1", "rangeEnd": "10.0.1.9" },
+            ]));
+            let addresses = |net: u8, hosts: std::ops::RangeInclusive<u8>| {
+                hosts.map(move |n| IpAddr::from([10, 0, net, n]))
+            };
+            let all: Vec<IpAddr> = addresses(0, 2..=14).chain(addresses(1, 2..=9)).collect();
             let store = Store::open(dir.path())?;
             for n in torn {
                 fs::write(dir.path().join(format!("10.0.0.{n}")), "")?;

@@ -29,8 +29,13 @@ fn golden_ipv6_alone() {
 #[test]
 fn golden_every_bridge_field() {
     compare("fields", V4, |node| {
-        node.conf["delegate"] = json!({ "bridge": "br9", "isGateway": true, "mtu": 1300, "promiscMode": true, "forceAddress": true, "portIsolation": true });
-        node.conf["ipam"]["routes"] = json!([{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }, { "dst": "10.5.17.0/24" }, { "dst": "172.16.0.0/12", "priority": 7 }]);
+        node.conf["delegate"] = json!({ "bridge": "br9", "isGateway": true, "mtu": 1300,
+            "promiscMode": true, "forceAddress": true, "portIsolation": true });
+        node.conf["ipam"]["routes"] = json!([
+            { "dst": "192.168.0.0/16", "gw": "10.5.17.9" },
+            { "dst": "10.5.17.0/24" },
+            { "dst": "172.16.0.0/12", "priority": 7 },
+        ]);
         node.conf["runtimeConfig"] = json!({ "mac": "0e:11:22:33:44:55", "ips": ["10.5.17.40"] });
     });
 }

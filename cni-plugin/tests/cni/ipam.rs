@@ -80,7 +80,8 @@ fn dns_comes_from_resolv_conf_and_routes_from_ipam() {
     node.conf["ipam"]["routes"] = json!([{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }]);
     let pod = node.pod("a");
     let result = node.add("a", &pod).result();
-    let dns = json!({ "nameservers": ["10.0.0.53"], "domain": "c.example", "search": ["a.example", "b.example"], "options": ["ndots:5"] });
+    let dns = json!({ "nameservers": ["10.0.0.53"], "domain": "c.example",
+        "search": ["a.example", "b.example"], "options": ["ndots:5"] });
     assert_eq!(result["dns"], dns);
     let routes = pod.ip_json("route show 192.168.0.0/16").unwrap();
     assert_eq!(routes[0]["gateway"], "10.5.17.9");

@@ -10,9 +10,10 @@ use std::time::Duration;
 use netns_harness::{Host, Lab, Netns, wait_until};
 use serde_json::{Value, json};
 
-pub const V4: &str =
-    "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-pub const DUAL: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/48\n\
+pub const V4: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\n\
+                      FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+pub const DUAL: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.17.1/24\n\
+                        FLANNEL_IPV6_NETWORK=fd00:5::/48\n\
                         FLANNEL_IPV6_SUBNET=fd00:5:0:11::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=true\n";
 
 pub struct Node {

@@ -122,7 +122,10 @@ fn masquerading_is_set_up_and_removed_by_either_backend() {
     {
         let mut node = Node::new("cni-masq", &V4.replace("IPMASQ=true", "IPMASQ=false"));
         node.conf["delegate"]["ipMasqBackend"] = json!(backend);
-        let rules = |node: &Node| run(node.host.command(listing[0]).args(&listing[1..]));
+        let rules = |node: &Node| {
+            let listed = run(node.host.command(listing[0]).args(&listing[1..]));
+            listed.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
+        };
         let pods = ["a", "b"].map(|name| node.pod(name));
         node.add("a", &pods[0]).result();
         node.add("b", &pods[1]).result();
@@ -131,6 +134,10 @@ fn masquerading_is_set_up_and_removed_by_either_backend() {
             assert!(both.contains(part), "{backend}: {part}: {both}");
         }
         assert!(both.to_lowercase().contains("masquerade"), "{both}");
+        // Two interfaces of one container do not share a fate.
+        node.call("ADD", "a", "eth1", Some(&pods[0].path()), None).result();
+        node.call("DEL", "a", "eth1", Some(&pods[0].path()), None).result();
+        assert_eq!(rules(&node), both, "{backend}");
         // Without its namespace the container's rules are found all the same.
         pods[0].remove().unwrap();
         node.call("DEL", "a", "eth0", Some(&pods[0].path()), None).result();
