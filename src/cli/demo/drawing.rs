@@ -1,6 +1,7 @@
 //! The pictures at the end: who is where, who reaches whom, the figures.
 
 use comfy_table::{CellAlignment, Table, presets};
+use netns_harness::PingReport;
 
 use super::BackendChoice;
 use super::fabric::{Fabric, Node, container_name};
@@ -9,7 +10,7 @@ use super::measure::{Figures, Matrix, micros};
 
 const BOXES_PER_ROW: usize = 3;
 const BOX_WIDTH: usize = 24;
-/// More containers than this and the matrix is told by hosts.
+/// More containers than this would be wider than a terminal.
 const MATRIX_WIDTH: usize = 8;
 
 /// The hosts as boxes on the switch, three a row, and what joins them.
@@ -34,7 +35,7 @@ pub fn map(fabric: &Fabric) -> String {
         out += &format!("  {}\n", bracket(line, boxes.len()));
     }
     let width = fabric.nodes.len().min(BOXES_PER_ROW) * (BOX_WIDTH + 2);
-    out + &format!("  {tunnel:^width$}").trim_end().to_owned() + "\n"
+    out + format!("  {tunnel:^width$}").trim_end() + "\n"
 }
 
 /// A row a host: where it is reached, what it leased, who lives there.
@@ -57,19 +58,27 @@ pub fn hosts(fabric: &Fabric) -> Table {
     table
 }
 
-/// The best round trip of each pair: a row a sender, a column a receiver.
+/// The best round trip of each pair: a row a sender, a column a receiver; of
+/// many, a row a sending host.
 pub fn pings(fabric: &Fabric, matrix: &Matrix) -> Table {
     let names: Vec<String> = fabric.containers().map(|(name, _)| name).collect();
     if names.len() <= MATRIX_WIDTH {
         return grid(&names, |i, j| matrix[i][j].map(|report| micros(report.rtt_min)));
     }
-    let names: Vec<String> = (1..=fabric.nodes.len()).map(|n| format!("host{n}")).collect();
-    let per_host = matrix.len() / names.len();
-    grid(&names, |a, b| {
-        let of = |host: usize| host * per_host..(host + 1) * per_host;
-        let pairs = of(a).flat_map(|i| of(b).filter_map(move |j| matrix[i][j]));
-        pairs.map(|report| report.rtt_min).max().map(micros)
-    })
+    let mut table = table();
+    table.set_header(["pings from", "answered", "fastest", "slowest"]);
+    for (h, rows) in matrix.chunks(matrix.len() / fabric.nodes.len()).enumerate() {
+        let reports = || rows.iter().flatten().flatten();
+        let count = |of: fn(&PingReport) -> u64| reports().map(of).sum::<u64>();
+        let rtts = || reports().map(|report| report.rtt_min);
+        table.add_row([
+            format!("host{}", h + 1),
+            format!("{} of {}", count(|report| report.received), count(|report| report.sent)),
+            rtts().min().map(micros).unwrap_or_default(),
+            rtts().max().map(micros).unwrap_or_default(),
+        ]);
+    }
+    table
 }
 
 pub fn figures(figures: &Figures, healed: &[Healed]) -> Table {

@@ -13,7 +13,8 @@ use super::fabric::{Container, Fabric};
 use super::voice::Voice;
 
 const PINGS_PER_ADDRESS: u64 = 3;
-const WORKERS: usize = 8;
+/// They sleep between pings.
+const WORKERS: usize = 32;
 
 /// Row by row, who pinged whom; nothing on the diagonal.
 pub type Matrix = Vec<Vec<Option<PingReport>>>;
