@@ -86,7 +86,7 @@ pub fn figures(figures: &Figures, healed: &[Healed]) -> Table {
     let mut table = table();
     table.add_row([
         "fabric whole".to_owned(),
-        format!("{:.2} s after the daemons' start", whole_after.as_secs_f64()),
+        format!("{:.2} s after the daemons' start, containers and all", whole_after.as_secs_f64()),
     ]);
     table.add_row([
         "TCP, one stream".to_owned(),

@@ -23,7 +23,7 @@ pub struct Fabric {
     pub lab: Lab,
     pub backend: BackendChoice,
     pub nodes: Vec<Node>,
-    /// From the start of the daemons until every host reached every other.
+    /// From the start of the daemons until every container reached every other.
     pub whole_after: Duration,
     /// The program that runs: `weft`.
     pub program: PathBuf,
@@ -72,25 +72,11 @@ impl Fabric {
             _etcd: etcd,
         };
         voice.step("containers", |_| fabric.add_containers(plugin))?;
-        fabric.whole_after = voice.step("every host finds every other", |_| {
-            let mut closed = ways(&fabric.nodes);
-            fabric.wait("every host to reach every other", |_| {
-                thread::scope(|scope| {
-                    for ways in &mut closed {
-                        // A way that is open stays so: ask for the next.
-                        scope.spawn(|| while ways.pop_if(|(from, to)| from.reaches(*to)).is_some() {});
-                    }
-                });
-                closed.iter().all(Vec::is_empty)
-            })?;
+        fabric.whole_after = voice.step("every container finds every other", |_| {
+            fabric.wait_until_whole()?;
             let took = start.elapsed();
-            Ok((
-                took,
-                format!(
-                    "every host reaches every other: {:.1} s after the daemons' start",
-                    took.as_secs_f64()
-                ),
-            ))
+            let seconds = took.as_secs_f64();
+            Ok((took, format!("every container found every other, {seconds:.1} s after the daemons' start")))
         })?;
         Ok(fabric)
     }
@@ -104,13 +90,26 @@ impl Fabric {
 
     /// Waits for something that ought to come soon; a failure shows the daemons'
     /// last words.
-    pub fn wait(&self, what: &str, mut reached: impl FnMut(&[Node]) -> bool) -> anyhow::Result<Duration> {
+    pub fn wait(&self, what: &str, mut reached: impl FnMut() -> bool) -> anyhow::Result<Duration> {
         let removed = || !self.lab.switch().path().exists();
-        let waited = wait_until(PATIENCE, what, || removed() || reached(&self.nodes));
+        let waited = wait_until(PATIENCE, what, || removed() || reached());
         if removed() {
             bail!("the lab was removed");
         }
         waited.map_err(|error| anyhow!("{error}; the daemons' last words:\n{}", self.last_words()))
+    }
+
+    fn wait_until_whole(&self) -> anyhow::Result<Duration> {
+        let mut closed = ways(&self.nodes);
+        self.wait("every container to reach every other", || {
+            thread::scope(|scope| {
+                for ways in &mut closed {
+                    // A way that is open stays so: ask for the next.
+                    scope.spawn(|| while ways.pop_if(|(from, to)| from.reaches(*to)).is_some() {});
+                }
+            });
+            closed.iter().all(Vec::is_empty)
+        })
     }
 
     fn add_containers(&mut self, plugin: &Path) -> anyhow::Result<((), String)> {
@@ -249,13 +248,12 @@ fn leased(mut daemon: Daemon, host: Host) -> anyhow::Result<Node> {
     Ok(Node { host, daemon, env, containers: Vec::new() })
 }
 
-/// For each host the ways from a container of its to one of each other host, in
-/// every family.
+/// For each container the addresses of all others.
 fn ways(nodes: &[Node]) -> Vec<Vec<(Netns, IpAddr)>> {
-    let firsts: Vec<&Container> = nodes.iter().filter_map(|node| node.containers.first()).collect();
+    let containers: Vec<&Container> = nodes.iter().flat_map(|node| &node.containers).collect();
     let from = |i: usize| {
-        let others = firsts.iter().enumerate().filter(move |(j, _)| i != *j);
-        others.flat_map(|(_, to)| &to.ips).map(|&ip| (firsts[i].netns.clone(), ip)).collect()
+        let others = containers.iter().enumerate().filter(move |(j, _)| i != *j);
+        others.flat_map(|(_, to)| &to.ips).map(|&ip| (containers[i].netns.clone(), ip)).collect()
     };
-    (0..firsts.len()).map(from).collect()
+    (0..containers.len()).map(from).collect()
 }

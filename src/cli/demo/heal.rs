@@ -65,9 +65,9 @@ fn heal(fabric: &Fabric, near: &Node, far: &Node, injury: Injury, voice: &Voice)
         let flood = from.netns.flood(to.ips[0], 1000)?;
         thread::sleep(Duration::from_millis(100));
         near.host.run(tool, &args)?;
-        fabric.wait(&format!("weft to undo: {tool} {}", args.join(" ")), |_| is_restored(near, &restored))?;
+        fabric.wait(&format!("weft to undo: {tool} {}", args.join(" ")), || is_restored(near, &restored))?;
         let before = flood.received();
-        fabric.wait(&format!("pings to pass again after: {what}"), |_| flood.received() > before)?;
+        fabric.wait(&format!("pings to pass again after: {what}"), || flood.received() > before)?;
         thread::sleep(Duration::from_millis(100));
         let ping = flood.stop()?;
         let line = format!("{what} on host1: {}", told(&ping));
