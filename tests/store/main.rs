@@ -4,4 +4,5 @@
 mod etcdctl;
 mod peers;
 mod survival;
+mod tls;
 mod trace;
