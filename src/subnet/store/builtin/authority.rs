@@ -296,3 +296,60 @@ fn strings_left(strings: u8) -> Block {
 fn text(left: usize, more: u8) -> Block {
     if left == 0 { strings_left(more) } else { Block::Text { left, more } }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The preface, SETTINGS, and a HEADERS frame whose fields are `:method`,
+    /// `:scheme`, a literal `:path` that holds the byte in question, and more.
+    fn request(flags: u8, before: &[u8], fields: &[u8], after: &[u8]) -> Vec<u8> {
+        let payload = [before, fields, after].concat();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        bytes.extend([0, 0, u8::try_from(payload.len()).unwrap(), HEADERS, flags, 0, 0, 0, 1]);
+        bytes.extend(payload);
+        bytes.extend([0, 0, 1, 0, 1, 0, 0, 0, 1, AUTHORITY]);
+        bytes
+    }
+
+    const PATH_LAST: &[u8] = &[0x83, 0x86, AUTHORITY, 3, b'a', b'A', b'b', 0x44, 2, b'/', AUTHORITY];
+    const AUTHORITY_LAST: &[u8] =
+        &[0x20, 0x83, 0x86, 0x44, 2, b'/', AUTHORITY, AUTHORITY, 3, b'/', b'A', b's', 0x40, 1, b'x', 1, b'A'];
+
+    proptest! {
+        #[test]
+        fn only_a_last_authority_is_renamed_however_the_bytes_arrive(
+            cuts in prop::collection::vec(0usize..120, 0..8),
+            (flags, before, after) in prop::sample::select(vec![
+                (0, &[][..], &[][..]),
+                (PADDED, &[2][..], &[AUTHORITY, AUTHORITY][..]),
+                (PRIORITY, &[0, 0, 0, 0, AUTHORITY][..], &[][..]),
+                (PADDED | PRIORITY, &[1, 0, 0, 0, 0, AUTHORITY][..], &[AUTHORITY][..]),
+            ]),
+        ) {
+            let renamed: Vec<u8> = AUTHORITY_LAST.iter().enumerate()
+                .map(|(at, byte)| if at == 7 { SET_COOKIE } else { *byte }).collect();
+            for (fields, expected) in [(PATH_LAST, PATH_LAST), (AUTHORITY_LAST, &renamed)] {
+                let mut bytes = request(flags, before, fields, after);
+                let mut filter = Filter::default();
+                let mut cuts = cuts.clone();
+                cuts.retain(|cut| *cut < bytes.len());
+                cuts.sort_unstable();
+                let mut start = 0;
+                for end in cuts.into_iter().chain([bytes.len()]) {
+                    filter.pass(&mut bytes[start..end]);
+                    start = end;
+                }
+                prop_assert_eq!(bytes, request(flags, before, expected, after));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(mut bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            Filter { frame: skip(0), ..Filter::default() }.pass(&mut bytes);
+        }
+    }
+}

@@ -42,8 +42,10 @@ pub(super) struct Commit {
 
 type Answer = Box<dyn FnOnce(Option<&Status>) + Send>;
 
+type Job = Box<dyn FnOnce(&mut Mvcc) -> Result<Answer, rusqlite::Error> + Send>;
+
 enum Message {
-    Job(Box<dyn FnOnce(&mut Mvcc) -> Result<Answer, rusqlite::Error> + Send>),
+    Job(Job),
     Stop,
 }
 
