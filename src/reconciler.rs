@@ -146,7 +146,10 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                         return Ok(true);
                     }
                 }
-                Some(reply) = self.requests.recv() => self.answer(reply),
+                Some(reply) = self.requests.recv() => {
+                    self.answer(reply);
+                    return Ok(true);
+                }
                 () = tokio::time::sleep_until(wake) => {
                     if Some(wake) == audit {
                         self.viewed = None;
@@ -342,6 +345,11 @@ impl Tally {
         let is_up = |dev: IfName| reconciler.view.have.links.get(&dev).is_some_and(|link| link.up);
         if let Some(dev) = stands_on(op, &reconciler.want).filter(|dev| !is_up(*dev)) {
             self.waiting.insert(dev);
+            return false;
+        }
+        // Where a family is switched off, or a link's MTU is too small for it, its
+        // files do not exist and there is nothing to set.
+        if matches!(op, Op::SetSysctl { key, .. } if !reconciler.view.have.sysctls.contains_key(key)) {
             return false;
         }
         if reconciler.failures.is_empty() {

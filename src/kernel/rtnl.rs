@@ -47,6 +47,7 @@ impl Rtnl {
 
 impl Kernel for Rtnl {
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError> {
+        let undecodable = self.connection.undecodable();
         let mut have = Observed { links: self.links(scope)?, ..Observed::default() };
         let of_links: Vec<_> = have.links.iter().map(|(name, link)| (*name, link.index)).collect();
         for &(name, index) in &of_links {
@@ -69,6 +70,13 @@ impl Kernel for Rtnl {
             if let Some(value) = self.in_netns(|| sysctl::read(key)).map_err(|e| of_sysctl(e, key))? {
                 have.sysctls.insert(key.clone(), value);
             }
+        }
+        let skipped = self.connection.undecodable() - undecodable;
+        if skipped > 0 {
+            tracing::warn!(
+                skipped,
+                "the kernel reported entries that cannot be decoded: they are passed over"
+            );
         }
         Ok(have)
     }

@@ -50,7 +50,7 @@ fn what_others_break_is_healed_at_once() {
                 fabric.by_hand("addr replace fd77::1/64 dev eth0 nodad");
             }
             running.await_whole(breakage);
-            assert!(running.state().repairs > before || breakage.contains("eth0"), "{breakage}");
+            running.await_state(breakage, |state| state.repairs > before || breakage.contains("eth0"));
         }
         for breakage in
             [format!("fdb del {mac} dev flannel.1"), format!("fdb replace {mac} dev flannel.1 dst 9.9.9.9")]
@@ -64,6 +64,22 @@ fn what_others_break_is_healed_at_once() {
         }
         running.stop();
     }
+}
+
+#[test]
+fn a_setting_under_proc_sys_is_made_and_found_again_at_the_audit() {
+    let fabric = Fabric::new("heal-sysctl", "vxlan", "", 1);
+    let accept_ra =
+        |fabric: &Fabric| fabric.host.run("sysctl", ["-n", "net.ipv6.conf.flannel/1.accept_ra"]).unwrap();
+    let running = Running::start(fabric, Nexthops::WherePossible);
+    assert_eq!(accept_ra(&running.fabric).trim(), "0");
+
+    // The kernel does not tell of files, but the audit finds them, and so does who asks.
+    running.fabric.host.sysctl("ipv6/conf/flannel.1/accept_ra", "2").unwrap();
+    running.runtime.block_on(running.handle.observe()).unwrap().unwrap();
+    running.await_whole("accept_ra");
+    assert_eq!(accept_ra(&running.fabric).trim(), "0");
+    running.stop();
 }
 
 #[test]
@@ -154,6 +170,8 @@ fn one_change_among_thousands_is_prompt() {
     std::thread::sleep(Duration::from_millis(300));
 
     let begun = Instant::now();
+    let looks = running.state().looks;
+    assert!(looks <= 4, "{looks} looks at the kernel to start with");
     running.fabric.by_hand("route del 10.64.3.0/24");
     while running.fabric.ip("route show 10.64.3.0/24") == json!([]) {
         assert!(begun.elapsed() < SOON);
@@ -163,6 +181,7 @@ fn one_change_among_thousands_is_prompt() {
         "a deleted route among 2,000 peers was back after {:.1?}, two runs of ip included",
         begun.elapsed()
     );
+    assert_eq!(running.state().looks, looks, "from what was told, without reading everything again");
     running.stop();
 }
 
