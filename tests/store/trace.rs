@@ -394,9 +394,9 @@ impl Pair {
         let expected = answer(&mut self.etcd, self.revision, op).await;
         let found = answer(&mut self.builtin, self.revision, op).await;
         let shown = format!("{op:?}");
-        assert_eq!(found, expected, "the built-in store against etcd: {:.2000}", shown);
+        assert_eq!(found, expected, "the built-in store against etcd: {shown:.2000}");
         self.revision = revision(&mut self.etcd).await;
-        assert_eq!(revision(&mut self.builtin).await, self.revision, "{:.2000}", shown);
+        assert_eq!(revision(&mut self.builtin).await, self.revision, "{shown:.2000}");
     }
 
     async fn watch(&mut self, key: &str, options: WatchOptions) -> Watches {
