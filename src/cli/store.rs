@@ -16,8 +16,8 @@ use crate::subnet::store::builtin::{DEFAULT_DATA_DIR, ServeOptions, TcpListen, T
 /// everything in one SQLite file. It is one machine's store: when that machine is
 /// away, no lease is taken or renewed. For high availability, use etcd.
 ///
-/// Daemons on one machine start it by themselves; this command is for serving
-/// it to other machines.
+/// Daemons on one machine start it by themselves, step back for this command and
+/// take over when it ends; it is for serving the store to other machines.
 #[derive(Clone, Debug, clap::Args)]
 pub struct StoreArgs {
     /// Directory of store.db, store.lock and store.sock

@@ -126,6 +126,33 @@ fn keepers_take_over_when_the_owner_is_killed_and_when_it_stops() {
 }
 
 #[test]
+fn keepers_step_back_for_weft_store_and_take_over_after_it() {
+    let dir = TempDir::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let stop = CancellationToken::new();
+    let keepers = runtime.block_on(async {
+        let mut keepers = Vec::new();
+        for _ in 0..3 {
+            keepers.push(Keeper::start(dir.path(), stop.clone()).await.unwrap());
+        }
+        keepers
+    });
+    let mut store = Store::start(dir.path());
+    let owner = || std::fs::read_to_string(dir.path().join("store.lock")).unwrap_or_default();
+    wait_for("weft store to own the lock", || owner().trim() == store.child.id().to_string());
+    runtime.block_on(async {
+        let mut client = of(keepers[0].0.clone()).await;
+        client.put("k", "served by weft store", None).await.unwrap();
+        store.kill();
+        client.put("k", "served by a keeper", None).await.unwrap();
+        stop.cancel();
+        for (_, keeper) in keepers {
+            keeper.stopped().await;
+        }
+    });
+}
+
+#[test]
 fn a_stopping_owner_ends_its_streams() {
     let dir = TempDir::new().unwrap();
     runtime().block_on(async {

@@ -128,11 +128,18 @@ impl PbMaintenanceService for Service {
         Err(not_offered("Snapshot", "stop the store and copy store.db"))
     }
 
+    /// A keeper hands the store to a `weft store` that asks for it; whom the
+    /// request names does not matter.
     async fn move_leader(
         &self,
         _: Request<PbMoveLeaderRequest>,
     ) -> Result<Response<PbMoveLeaderResponse>, Status> {
-        Err(one_machine("leadership cannot move"))
+        if !self.yields {
+            return Err(one_machine("leadership cannot move"));
+        }
+        self.shutdown.cancel();
+        let header = Some(self.engine.header(self.engine.revision()));
+        Ok(Response::new(PbMoveLeaderResponse { header }))
     }
 
     async fn downgrade(

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::dir::{DataDir, Lock};
@@ -24,6 +25,11 @@ const TAKEOVER: Duration = Duration::from_secs(3);
 const TAKEOVER_STEP: Duration = Duration::from_millis(5);
 /// Pause of an owner that could not open the file, which lets others try.
 const RETRY: Duration = Duration::from_secs(1);
+/// Pause of an owner that was asked to hand over, which lets the asker in.
+const STEP_BACK: Duration = Duration::from_millis(500);
+/// So often, and so many times, owners are asked: another keeper may be next.
+const ASK: Duration = Duration::from_millis(200);
+const ASKS: usize = 50;
 
 /// What this process does for the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,16 +134,50 @@ async fn keep(
         let result = match open {
             Ok(owner) => {
                 role.send_replace(Role::Owner);
-                owner.run(shutdown.clone()).await
+                owner.run(shutdown.clone(), true).await
             }
             Err(cause) => Err(cause),
         };
+        if result.is_ok() && !shutdown.is_cancelled() {
+            tracing::info!("store: handed over to one that asked for it");
+            role.send_replace(Role::Client);
+            tokio::time::sleep(STEP_BACK).await;
+        }
         if let Err(cause) = result {
             tracing::error!("store: {cause}; trying again");
             role.send_replace(Role::Failed(cause.to_string()));
             tokio::time::sleep(RETRY).await;
         }
     }
+}
+
+/// Gets the lock by asking whichever keeper holds it to hand over.
+pub(super) async fn take_from_keepers(
+    dir: &DataDir,
+    shutdown: &CancellationToken,
+) -> Result<Lock, BuiltinError> {
+    let lock = wait_for_lock(dir.clone(), shutdown.clone());
+    tokio::pin!(lock);
+    for _ in 0..ASKS {
+        let asked = tokio::select! {
+            lock = &mut lock => return lock?.ok_or_else(|| dir.locked()),
+            asked = ask_to_hand_over(dir) => asked,
+        };
+        if matches!(asked, Err(etcd_client::Error::GRpcStatus(status)) if status.code() == Code::Unimplemented)
+        {
+            return Err(dir.locked());
+        }
+        if let Ok(lock) = tokio::time::timeout(ASK, &mut lock).await {
+            return lock?.ok_or_else(|| dir.locked());
+        }
+    }
+    Err(dir.locked())
+}
+
+async fn ask_to_hand_over(dir: &DataDir) -> Result<(), etcd_client::Error> {
+    let channel = etcd_client::Channel::Tonic(connect(dir.socket()));
+    let mut client = etcd_client::Client::from_channel(channel, None).await?;
+    client.move_leader(0).await.map(drop)
 }
 
 /// A thread that waits in the kernel cannot be called back: after `shutdown` it

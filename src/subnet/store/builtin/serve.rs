@@ -20,6 +20,7 @@ use super::check::MAX_MESSAGE;
 use super::dir::{DataDir, Lock};
 use super::engine::Engine;
 use super::error::BuiltinError;
+use super::keeper::take_from_keepers;
 use super::server::Service;
 
 /// Requests under way get so long when the store stops.
@@ -53,15 +54,19 @@ pub struct ServeOptions {
     pub tcp: Vec<TcpListen>,
 }
 
-/// Serves the store of `options.data_dir` until `shutdown`.
+/// Serves the store of `options.data_dir` until `shutdown`. A keeper that serves
+/// it steps back, since only this call's options say where else to listen.
 ///
 /// # Errors
-/// [`BuiltinError::Locked`] where another process serves it already; else what
-/// keeps it from opening the file or an address.
+/// [`BuiltinError::Locked`] where another call of this serves it already; else
+/// what keeps it from opening the file or an address.
 pub async fn serve(options: ServeOptions, shutdown: CancellationToken) -> Result<(), BuiltinError> {
     let dir = DataDir::prepare(&options.data_dir)?;
-    let Some(lock) = dir.try_lock()? else { return Err(dir.locked()) };
-    Owner::open(dir, lock, &options.unix, &options.tcp).await?.run(shutdown).await
+    let lock = match dir.try_lock()? {
+        Some(lock) => lock,
+        None => take_from_keepers(&dir, &shutdown).await?,
+    };
+    Owner::open(dir, lock, &options.unix, &options.tcp).await?.run(shutdown, false).await
 }
 
 /// The process that holds the lock, with its file open and its sockets bound.
@@ -93,12 +98,13 @@ impl Owner {
 
     /// Serves until `shutdown`, then ends the streams, lets requests finish,
     /// closes the file and only then lets go of the lock.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), BuiltinError> {
+    pub async fn run(self, shutdown: CancellationToken, yields: bool) -> Result<(), BuiltinError> {
         let Self { dir, engine, thread, unix, tcp, lock } = self;
         let stop = shutdown.child_token();
         let service = Service {
             engine: engine.clone(),
             client_urls: client_urls(&unix, &tcp),
+            yields,
             shutdown: stop.clone(),
             tasks: TaskTracker::new(),
         };

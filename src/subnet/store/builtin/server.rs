@@ -25,6 +25,8 @@ pub(super) struct Service {
     pub engine: Engine,
     /// Where clients reach this store, for the list of members.
     pub client_urls: Vec<String>,
+    /// Whether this owner steps back for one that asks.
+    pub yields: bool,
     /// Ends the streams, which would otherwise keep the server from draining.
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
