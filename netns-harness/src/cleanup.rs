@@ -1,6 +1,7 @@
 //! Removing a lab: by its owner, by the guard after the owner's death, by a sweep.
 
 use std::collections::HashSet;
+use std::fs::{File, Metadata};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -49,16 +50,35 @@ impl Guard {
 }
 
 /// Ends all processes in the lab's namespaces, then removes namespaces and
-/// directory. What is gone already is no error.
+/// directory. What is gone already is no error, and what another thread is just
+/// making in there is removed in turn.
 pub(crate) fn remove_lab(lab: &str) -> Result<(), Error> {
+    let mut tries = 10;
+    loop {
+        match remove_once(lab) {
+            Err(_) if tries > 1 => tries -= 1,
+            result => return result,
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn remove_once(lab: &str) -> Result<(), Error> {
     let namespaces = namespaces(lab)?;
-    kill_inside(&namespaces)?;
+    // Held open, no other namespace takes over their identities meanwhile.
+    let open = |name: &String| File::open(Path::new(NETNS_DIR).join(name)).ok();
+    let files: Vec<File> = namespaces.iter().filter_map(open).collect();
+    let inside: HashSet<Identity> =
+        files.iter().filter_map(|file| file.metadata().ok()).map(|meta| identity(&meta)).collect();
+    kill_inside(&inside)?;
     let lines: Vec<String> = namespaces.iter().map(|name| format!("netns del {name}")).collect();
     let deleted = ip_batch(Command::new("ip").arg("-force"), &lines);
     // The guard may be at it as well: what counts is that they are gone.
     if !self::namespaces(lab)?.is_empty() {
         deleted?;
     }
+    // Whoever was on the way in has arrived by now, and nobody can follow.
+    kill_inside(&inside)?;
     let dir = Path::new(RUN_DIR).join(lab);
     match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -94,13 +114,11 @@ fn namespaces(lab: &str) -> Result<Vec<String>, Error> {
 
 /// `kill -9` until nothing runs inside any more: a process may just be starting
 /// another one.
-fn kill_inside(namespaces: &[String]) -> Result<(), Error> {
+fn kill_inside(inside: &HashSet<Identity>) -> Result<(), Error> {
     let limit = Duration::from_secs(5);
     let deadline = Instant::now() + limit;
-    let inside: HashSet<(u64, u64)> =
-        namespaces.iter().filter_map(|name| identity(&Path::new(NETNS_DIR).join(name))).collect();
     loop {
-        let pids = processes_in(&inside)?;
+        let pids = processes_in(inside)?;
         if pids.is_empty() {
             return Ok(());
         }
@@ -116,21 +134,20 @@ fn kill_inside(namespaces: &[String]) -> Result<(), Error> {
 }
 
 /// The processes whose network namespace is one of these, but for our own.
-fn processes_in(inside: &HashSet<(u64, u64)>) -> Result<Vec<Pid>, Error> {
+fn processes_in(inside: &HashSet<Identity>) -> Result<Vec<Pid>, Error> {
     let own = process::id();
     let pids = entries("/proc")?.into_iter().filter_map(|name| name.parse::<u32>().ok());
-    let within = pids.filter(|&pid| {
-        pid != own
-            && identity(Path::new(&format!("/proc/{pid}/ns/net")))
-                .is_some_and(|netns| inside.contains(&netns))
-    });
+    // A zombie is in no namespace.
+    let netns = |pid: u32| fs::metadata(format!("/proc/{pid}/ns/net")).map(|meta| identity(&meta));
+    let within = pids.filter(|&pid| pid != own && netns(pid).is_ok_and(|netns| inside.contains(&netns)));
     Ok(within.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw)).collect())
 }
 
 /// What tells namespaces apart: device and inode of the file that stands for it.
-/// A zombie has none.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+type Identity = (u64, u64);
+
+fn identity(meta: &Metadata) -> Identity {
+    (meta.dev(), meta.ino())
 }
 
 /// The names in a directory, empty where there is none.

@@ -9,8 +9,11 @@ read -r word
 for pass in 1 2 3; do
     for netns in /run/netns/"$1".*; do
         [ -e "$netns" ] || continue
-        for pid in $(ip netns pids "${netns##*/}"); do
-            kill -9 "$pid"
+        # A process may just be starting another one.
+        for try in 1 2 3 4 5 6 7 8 9; do
+            pids=$(ip netns pids "${netns##*/}")
+            [ -n "$pids" ] || break
+            kill -9 $pids
         done
     done
     for netns in /run/netns/"$1".*; do
