@@ -238,9 +238,11 @@ pub fn iperf3(client: &Netns, server: &Netns, address: IpAddr, duration: Duratio
     const PORT: u16 = 5201;
     let bind = address.to_string();
     let log = format!("iperf3-{}", server.name());
-    let listener =
+    let mut listener =
         server.spawn(&log, server.command("iperf3").args(["--server", "--one-off", "--bind", &bind]))?;
-    wait_until(Duration::from_secs(5), "iperf3 server", || listens(listener.pid(), PORT))?;
+    wait_until(Duration::from_secs(5), "iperf3 server", || {
+        listens(listener.pid(), PORT) || !matches!(listener.exited(), Ok(None))
+    })?;
     let seconds = duration.as_secs().max(1).to_string();
     let text = client.run("iperf3", ["--client", &bind, "--json", "--time", &seconds])?;
     let result: serde_json::Value =

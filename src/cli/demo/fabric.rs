@@ -185,13 +185,17 @@ fn start_etcd(lab: &Lab, network: &str) -> anyhow::Result<Daemon> {
     command.arg("--data-dir").arg(lab.dir().join("etcd"));
     command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
     command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn"]);
-    let etcd = lab.switch().spawn("etcd", &mut command)?;
+    let mut etcd = lab.switch().spawn("etcd", &mut command)?;
     let answers = || {
         let connect = || TcpStream::connect_timeout(&address, Duration::from_millis(100)).is_ok();
         lab.switch().enter(connect).unwrap_or(false)
     };
-    wait_until(PATIENCE, "etcd to listen", answers)
+    let ended = |etcd: &mut Daemon| !matches!(etcd.exited(), Ok(None));
+    wait_until(PATIENCE, "etcd to listen", || answers() || ended(&mut etcd))
         .map_err(|error| anyhow!("{error}; {}", etcd.log_tail(8)))?;
+    if ended(&mut etcd) {
+        bail!("etcd ended: {}", etcd.log_tail(8));
+    }
     lab.switch()
         .run("etcdctl", ["--endpoints", &url, "put", "/coreos.com/network/config", network])
         .map_err(|error| anyhow!("{error}; {}", etcd.log_tail(8)))?;

@@ -73,8 +73,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         Lab::sweep()?;
     }
-    let lab = Lab::new("demo")?;
     let mut signals = Signals::new()?;
+    let lab = Lab::new("demo")?;
     let story = tokio::task::spawn_blocking({
         let (lab, args) = (lab.clone(), args.clone());
         move || tell(&lab, &args, &plugin)
