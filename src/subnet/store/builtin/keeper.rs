@@ -56,7 +56,8 @@ pub struct KeeperHandle {
 impl Keeper {
     /// Serves the store in `data_dir`, now if nobody else does, else as soon as
     /// its owner is gone. The channel leads to whoever serves and reconnects by
-    /// itself.
+    /// itself; a request under way when an owner dies fails (`Unavailable`, `Cancelled`
+    /// or `Unknown`) and is to be made again.
     ///
     /// # Errors
     /// Where this process became the owner and the store does not open.
