@@ -13,8 +13,8 @@ use clap::{Parser, Subcommand};
 
 use crate::daemon::config::{DaemonArgs, double_dashes};
 
-/// weft: an overlay network fabric. Each node leases a subnet from a store and
-/// joins it to all others by VXLAN or plain routes.
+/// An overlay network fabric: each node leases a subnet from a store and joins it
+/// to all others, by VXLAN or plain routes
 #[derive(Debug, Parser)]
 #[command(
     name = "weft",

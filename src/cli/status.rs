@@ -9,8 +9,10 @@ use comfy_table::{Table, presets};
 use crate::daemon::admin;
 use crate::daemon::status::{PeerStatus, Status};
 
-/// Show this node's lease, its peers, the state of each in the kernel, and the
-/// store. Exits with 1 where something is not as it should be.
+/// Show this node's lease, its peers and the store
+///
+/// With the state of each peer in the kernel, looked up afresh. Exits with 1
+/// where something is not as it should be.
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     /// Socket of the daemon.

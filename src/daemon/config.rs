@@ -13,17 +13,12 @@ use thiserror::Error;
 
 use crate::subnet::store::{Credentials, EtcdConfig, TlsFiles};
 
-/// Run the fabric on this node: lease a subnet, join it to all others, and keep
-/// the kernel so until told to stop. Stopping leaves forwarding in place.
+/// Run the fabric on this node
+///
+/// Lease a subnet, join it to all others, and keep the kernel so until told to
+/// stop. Stopping leaves forwarding in place.
 #[derive(Args, Clone, Debug)]
-#[command(next_line_help = true)]
 pub struct DaemonArgs {
-    #[command(flatten)]
-    pub etcd: EtcdArgs,
-
-    #[command(flatten)]
-    pub builtin: BuiltinArgs,
-
     /// Interface to reach other nodes by: a name or an address. May be given
     /// several times; the first that exists is taken. Default: the interface
     /// of the default route.
@@ -84,6 +79,12 @@ pub struct DaemonArgs {
     pub plain_routes: bool,
 
     #[command(flatten)]
+    pub etcd: EtcdArgs,
+
+    #[command(flatten)]
+    pub builtin: BuiltinArgs,
+
+    #[command(flatten)]
     pub log: LogArgs,
 }
 
@@ -113,9 +114,12 @@ pub struct EtcdArgs {
     #[arg(long, env = "FLANNELD_ETCD_CAFILE", value_name = "FILE")]
     pub etcd_cafile: Option<PathBuf>,
 
+    /// User to log in as.
     #[arg(long, env = "FLANNELD_ETCD_USERNAME", value_name = "NAME")]
     pub etcd_username: Option<String>,
 
+    /// The user's password; better given by the environment variable, since
+    /// everyone on the host can read a command line.
     #[arg(long, env = "FLANNELD_ETCD_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub etcd_password: Option<String>,
 
@@ -152,6 +156,7 @@ pub struct BuiltinArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Log")]
 pub struct LogArgs {
+    /// For people or for machines.
     #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 

@@ -18,9 +18,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use fabric::Fabric;
 use voice::Voice;
 
-/// See the fabric at work: hosts, containers and real daemons in namespaces of
-/// this machine, pinged, measured, hurt and healed. Your own network is not
-/// touched, and everything is removed again.
+/// See the fabric at work
+///
+/// Hosts, containers and real daemons in namespaces of this machine, pinged,
+/// measured, hurt and healed. Your own network is not touched, and everything is
+/// removed again.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
     /// How many hosts.
