@@ -58,6 +58,7 @@ bench: build
 install: build
 	install -D -m 755 $(WEFT) $(DESTDIR)$(PREFIX)/bin/weft
 	ln -sf weft $(DESTDIR)$(PREFIX)/bin/weftd
+	install -D -m 755 deploy/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/bin/mk-docker-opts.sh
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNI_BIN)/weft-cni
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/weft
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/flannel

@@ -1,6 +1,7 @@
 //! What a person types.
 
 mod demo;
+mod docker_opts;
 mod log;
 mod status;
 mod store;
@@ -33,6 +34,7 @@ enum Command {
     Daemon(Box<DaemonArgs>),
     Status(status::StatusArgs),
     Store(store::StoreArgs),
+    DockerOpts(docker_opts::DockerOptsArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -61,6 +63,7 @@ fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
             log::init(&args.log)?;
             runtime()?.block_on(store::run(args))
         }
+        Command::DockerOpts(args) => docker_opts::run(&args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }
 }

@@ -260,7 +260,8 @@ mod tests {
         let mut all = vec![address("fe80::1/64"), deprecated, temporary];
         all.append(&mut eth0);
         all[0].link_local = true;
-        let route = |dst: &str, link, metric| HostRoute { dst: net(dst), link, metric, protocol: 2 };
+        let route =
+            |dst: &str, link, metric| HostRoute { dst: net(dst), link, via: None, metric, protocol: 2 };
         Host {
             links: vec![
                 link(2, "eth0", all.split_off(3).into_iter().chain(all).collect()),

@@ -45,6 +45,8 @@ pub struct HostAddress {
 pub struct HostRoute {
     pub dst: IpNetwork,
     pub link: u32,
+    /// The gateway; `None` also where there are several.
+    pub via: Option<IpAddr>,
     pub metric: u32,
     pub protocol: u8,
 }
@@ -167,8 +169,17 @@ fn route(message: RouteNetlinkMessage, family: Family) -> Option<HostRoute> {
     Some(HostRoute {
         dst,
         link: output_link(&message).unwrap_or(0),
+        via: gateway(&message),
         metric: metric.unwrap_or(0),
         protocol: message.header.protocol.into(),
+    })
+}
+
+fn gateway(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
     })
 }
 

@@ -1,0 +1,3 @@
+#!/bin/sh
+# flannel's name for it, with flannel's options.
+exec weft docker-opts "$@"
