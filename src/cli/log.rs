@@ -7,8 +7,9 @@ use crate::daemon::config::{LogArgs, LogFormat};
 
 /// Logs go to standard error; under systemd the journal stamps the time itself.
 pub fn init(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log)
-        .with_context(|| format!("--log {:?}: a filter reads as `info` or `weft=debug,h2=warn`", args.log))?;
+    let filter = EnvFilter::try_new(args.filter()).with_context(|| {
+        format!("--log {:?}: a filter reads as `info` or `weft=debug,h2=warn`", args.filter())
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

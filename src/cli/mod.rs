@@ -31,6 +31,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the fabric on this node
+    ///
+    /// Lease a subnet, join it to all others, and keep the kernel so until told to
+    /// stop. Stopping leaves forwarding in place.
+    #[command(disable_version_flag = true)]
     Daemon(Box<DaemonArgs>),
     Status(status::StatusArgs),
     Store(store::StoreArgs),
@@ -54,6 +59,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
     match command {
+        // Where flanneld prints it.
+        Command::Daemon(args) if args.version => {
+            eprintln!("weft {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
         Command::Daemon(args) => {
             log::init(&args.log)?;
             runtime()?.block_on(crate::daemon::run(*args, as_flanneld))

@@ -1,22 +1,24 @@
-//! What the daemon is told: flags, each with flannel's environment variable.
-//! Parsed once, never changed after.
+//! What the daemon is told. Parsed once, never changed after.
+//!
+//! An option with an `env` may be given by variable and by file too: as
+//! `WEFT_<NAME>`, as `FLANNELD_<NAME>` where the `env` is that, and as `<name>` in
+//! the file (`cli::sources`).
 
-use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr};
+mod go;
+mod unused;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, ValueEnum};
 use ipnetwork::IpNetwork;
 use thiserror::Error;
 
+pub use self::go::{double_dashes, go_bool};
+pub use self::unused::{UNUSED, Unused};
 use crate::subnet::store::{Credentials, EtcdConfig, TlsFiles};
 
-/// Run the fabric on this node
-///
-/// Lease a subnet, join it to all others, and keep the kernel so until told to
-/// stop. Stopping leaves forwarding in place.
 #[derive(Args, Clone, Debug)]
 pub struct DaemonArgs {
     /// Interface to reach other nodes by: a name or an address. May be given
@@ -25,9 +27,14 @@ pub struct DaemonArgs {
     #[arg(long, env = "FLANNELD_IFACE", value_name = "NAME|IP", help_heading = "Interface")]
     pub iface: Vec<String>,
 
+    /// The same by a regular expression on names and addresses; looked at
+    /// after --iface. May be given several times.
+    #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX", help_heading = "Interface")]
+    pub iface_regex: Vec<String>,
+
     /// Take the interface by which this address is reached.
     #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "IP", help_heading = "Interface")]
-    pub iface_can_reach: Option<std::net::IpAddr>,
+    pub iface_can_reach: Option<IpAddr>,
 
     /// IPv4 address that other nodes reach this one at. Default: the
     /// interface's own.
@@ -78,6 +85,18 @@ pub struct DaemonArgs {
           default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
     pub plain_routes: bool,
 
+    /// Print the version to standard error.
+    #[arg(long, action = ArgAction::Set, num_args = 0..=1, default_value_t = false, hide_default_value = true,
+          default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
+    pub version: bool,
+
+    /// File with options: one `name = value` a line, as TOML.
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE", default_value = OPTION_FILE)]
+    pub config: PathBuf,
+
+    #[command(flatten)]
+    pub health: HealthArgs,
+
     #[command(flatten)]
     pub etcd: EtcdArgs,
 
@@ -86,6 +105,23 @@ pub struct DaemonArgs {
 
     #[command(flatten)]
     pub log: LogArgs,
+
+    #[command(flatten)]
+    pub unused: Unused,
+}
+
+/// `/healthz` and `/readyz`, by HTTP.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Health")]
+pub struct HealthArgs {
+    /// Address of /healthz and /readyz.
+    /// [default: 127.0.0.1; called as flanneld: 0.0.0.0]
+    #[arg(long, env = "FLANNELD_HEALTHZ_IP", value_name = "IP")]
+    pub healthz_ip: Option<IpAddr>,
+
+    /// Their port; 0 is off.
+    #[arg(long, env = "FLANNELD_HEALTHZ_PORT", default_value_t = 0, value_name = "PORT")]
+    pub healthz_port: u16,
 }
 
 /// Naming any of these takes etcd as the store.
@@ -160,9 +196,24 @@ pub struct LogArgs {
     #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
-    /// Filter, as `info` or `weft=debug,h2=warn`.
-    #[arg(long, env = "WEFT_LOG", default_value = "info", value_name = "FILTER")]
-    pub log: String,
+    /// Filter, as `info` or `weft=debug,h2=warn`. [default: info]
+    #[arg(long, env = "WEFT_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// klog's verbosity, where --log is not given: debug from 4, trace from 6.
+    #[arg(long = "v", short = 'v', env = "FLANNELD_V", default_value_t = 0, value_name = "LEVEL")]
+    pub verbosity: u32,
+}
+
+impl LogArgs {
+    pub fn filter(&self) -> &str {
+        match (&self.log, self.verbosity) {
+            (Some(filter), _) => filter,
+            (None, 0..4) => "info",
+            (None, 4..6) => "info,weft=debug",
+            (None, 6..) => "info,weft=trace",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -191,6 +242,9 @@ pub enum ArgsError {
     #[error("--etcd-username: needs --etcd-password beside it, and the other way round")]
     HalfLogin,
 }
+
+/// Where options are read from unless told otherwise.
+pub const OPTION_FILE: &str = "/etc/weft/weft.toml";
 
 const FLANNEL_ENDPOINTS: [&str; 2] = ["http://127.0.0.1:4001", "http://127.0.0.1:2379"];
 const FLANNEL_PREFIX: &str = "/coreos.com/network";
@@ -231,6 +285,13 @@ impl DaemonArgs {
         self.etcd.etcd_prefix.clone().unwrap_or_else(|| FLANNEL_PREFIX.to_owned())
     }
 
+    /// Where to tell of our health, if at all.
+    pub fn health_address(&self, as_flanneld: bool) -> Option<SocketAddr> {
+        let default = if as_flanneld { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+        let ip = self.health.healthz_ip.unwrap_or(default.into());
+        (self.health.healthz_port != 0).then(|| SocketAddr::new(ip, self.health.healthz_port))
+    }
+
     pub fn renew_margin(&self) -> Duration {
         Duration::from_secs(u64::from(self.subnet_lease_renew_margin) * 60)
     }
@@ -248,44 +309,16 @@ impl EtcdArgs {
     }
 }
 
-/// Go's spellings of a boolean (`strconv.ParseBool`), as flannel's flags take
-/// them.
-pub fn go_bool() -> impl TypedValueParser<Value = bool> {
-    clap::builder::NonEmptyStringValueParser::new().try_map(|text| match text.as_str() {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("accepted are 1, t, T, TRUE, true, True, 0, f, F, FALSE, false, False"),
-    })
-}
-
-/// Go's flags take one dash or two; clap takes two. `-iface=eth0` becomes
-/// `--iface=eth0`; single letters and whatever follows `--` stay.
-pub fn double_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut out: Vec<OsString> = Vec::new();
-    let mut rest = false;
-    for arg in args {
-        let text = arg.to_string_lossy();
-        rest = rest || text == "--";
-        let mut chars = text.chars();
-        let go_flag = chars.next() == Some('-')
-            && chars.next().is_some_and(|c| c.is_ascii_alphabetic())
-            && chars.next().is_some_and(|c| c != '=');
-        if go_flag && !rest {
-            out.push(format!("-{text}").into());
-        } else {
-            out.push(arg);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use clap::Parser;
 
     use super::*;
 
     #[derive(Debug, Parser)]
+    #[command(disable_version_flag = true)]
     struct Cli {
         #[command(flatten)]
         args: DaemonArgs,
@@ -316,6 +349,29 @@ mod tests {
         ] {
             let error = try_parse(&args).unwrap_err().to_string();
             assert!(error.contains(accepted), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn health_is_told_where_flannel_tells_it_only_under_its_name() {
+        let address = |args: &[&str], as_flanneld| parse(args).health_address(as_flanneld);
+        assert_eq!(address(&[], true), None);
+        assert_eq!(address(&["-healthz-port=8471"], false), Some(([127, 0, 0, 1], 8471).into()));
+        assert_eq!(address(&["-healthz-port=8471"], true), Some(([0, 0, 0, 0], 8471).into()));
+        let given = address(&["-healthz-ip=::1", "-healthz-port", "1"], true);
+        assert_eq!(given, Some("[::1]:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn klog_verbosity_becomes_a_filter_unless_one_is_given() {
+        for (args, filter) in [
+            (vec![], "info"),
+            (vec!["-v", "2"], "info"),
+            (vec!["-v=4"], "info,weft=debug"),
+            (vec!["--v=10"], "info,weft=trace"),
+            (vec!["-v=10", "-log=warn"], "warn"),
+        ] {
+            assert_eq!(parse(&args).log.filter(), filter, "{args:?}");
         }
     }
 
