@@ -27,12 +27,14 @@ pub struct DaemonArgs {
     #[arg(long, env = "FLANNELD_IFACE", value_name = "NAME|IP", help_heading = "Interface")]
     pub iface: Vec<String>,
 
-    /// The same by a regular expression on names and addresses; looked at
-    /// after --iface. May be given several times.
+    /// Interface whose address, or else whose name, matches a regular
+    /// expression (dual stack: addresses of both families). May be given
+    /// several times; comes after --iface.
     #[arg(long, env = "FLANNELD_IFACE_REGEX", value_name = "REGEX", help_heading = "Interface")]
-    pub iface_regex: Vec<String>,
+    pub iface_regex: Vec<regex::Regex>,
 
-    /// Take the interface by which this address is reached.
+    /// Take the interface by which this address is reached, and the address
+    /// that it is reached from; comes after --iface and --iface-regex.
     #[arg(long, env = "FLANNELD_IFACE_CAN_REACH", value_name = "IP", help_heading = "Interface")]
     pub iface_can_reach: Option<IpAddr>,
 
@@ -252,37 +254,7 @@ const FLANNEL_PREFIX: &str = "/coreos.com/network";
 impl DaemonArgs {
     /// `as_flanneld`: called by that name, flannel's defaults hold.
     pub fn store(&self, as_flanneld: bool) -> Result<StoreChoice, ArgsError> {
-        let etcd = &self.etcd;
-        if etcd.kube_subnet_mgr {
-            return Err(ArgsError::Kubernetes);
-        }
-        if !as_flanneld && !etcd.is_named() {
-            return Ok(StoreChoice::Builtin);
-        }
-        if etcd.etcd_keyfile.is_some() != etcd.etcd_certfile.is_some() {
-            return Err(ArgsError::HalfTls);
-        }
-        let tls = TlsFiles {
-            key: etcd.etcd_keyfile.clone(),
-            cert: etcd.etcd_certfile.clone(),
-            ca: etcd.etcd_cafile.clone(),
-        };
-        let credentials = match (&etcd.etcd_username, &etcd.etcd_password) {
-            (None, None) => None,
-            (Some(user), Some(password)) => {
-                Some(Credentials { user: user.clone(), password: password.clone() })
-            }
-            _ => return Err(ArgsError::HalfLogin),
-        };
-        let endpoints = etcd
-            .etcd_endpoints
-            .clone()
-            .unwrap_or_else(|| FLANNEL_ENDPOINTS.iter().map(|url| (*url).to_owned()).collect());
-        Ok(StoreChoice::Etcd(EtcdConfig { endpoints, prefix: self.prefix(), tls, credentials }))
-    }
-
-    pub fn prefix(&self) -> String {
-        self.etcd.etcd_prefix.clone().unwrap_or_else(|| FLANNEL_PREFIX.to_owned())
+        self.etcd.choice(as_flanneld)
     }
 
     /// Where to tell of our health, if at all.
@@ -298,6 +270,40 @@ impl DaemonArgs {
 }
 
 impl EtcdArgs {
+    /// `as_flanneld`: called by that name, flannel's defaults hold.
+    pub fn choice(&self, as_flanneld: bool) -> Result<StoreChoice, ArgsError> {
+        if self.kube_subnet_mgr {
+            return Err(ArgsError::Kubernetes);
+        }
+        if !as_flanneld && !self.is_named() {
+            return Ok(StoreChoice::Builtin);
+        }
+        if self.etcd_keyfile.is_some() != self.etcd_certfile.is_some() {
+            return Err(ArgsError::HalfTls);
+        }
+        let tls = TlsFiles {
+            key: self.etcd_keyfile.clone(),
+            cert: self.etcd_certfile.clone(),
+            ca: self.etcd_cafile.clone(),
+        };
+        let credentials = match (&self.etcd_username, &self.etcd_password) {
+            (None, None) => None,
+            (Some(user), Some(password)) => {
+                Some(Credentials { user: user.clone(), password: password.clone() })
+            }
+            _ => return Err(ArgsError::HalfLogin),
+        };
+        let endpoints = self
+            .etcd_endpoints
+            .clone()
+            .unwrap_or_else(|| FLANNEL_ENDPOINTS.iter().map(|url| (*url).to_owned()).collect());
+        Ok(StoreChoice::Etcd(EtcdConfig { endpoints, prefix: self.prefix(), tls, credentials }))
+    }
+
+    pub fn prefix(&self) -> String {
+        self.etcd_prefix.clone().unwrap_or_else(|| FLANNEL_PREFIX.to_owned())
+    }
+
     fn is_named(&self) -> bool {
         self.etcd_endpoints.is_some()
             || self.etcd_prefix.is_some()

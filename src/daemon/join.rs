@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use anyhow::Context;
 use tracing::{info, warn};
 
 use super::config::DaemonArgs;
-use super::uplink::{self, Request};
+use super::uplink::{self, Choice, Request};
 use crate::backends::{self, Backend, Identity, Node};
 use crate::kernel::host::{self, Host};
 use crate::model::{Family, Mac, NetworkConfig, PerFamily, SubnetKey};
@@ -42,7 +43,8 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
         .with_context(|| format!("network config in {}", store.describe()))?
         .into();
     let host = host::read()?;
-    let node = choose_uplink(args, &host, &network)?;
+    let Choice { node, because } = choose_uplink(args, &host, &network, None)?;
+    info!(uplink = %node.uplink, mtu = node.uplink_mtu, address = %listed(&node.address), public = %listed(&node.public_ip), "{because}");
     backend.check(&node)?;
 
     let snapshot = patiently("leases", || store.snapshot()).await?;
@@ -105,20 +107,30 @@ async fn network_config(store: &dyn Store) -> anyhow::Result<NetworkConfig> {
     }
 }
 
-fn choose_uplink(args: &DaemonArgs, host: &Host, network: &NetworkConfig) -> anyhow::Result<Node> {
+/// What the options and the network config ask for, put to this host as it is.
+pub fn choose_uplink(
+    args: &DaemonArgs,
+    host: &Host,
+    network: &NetworkConfig,
+    current: Option<&Node>,
+) -> anyhow::Result<Choice> {
     let can_reach = match args.iface_can_reach {
-        Some(target) => Some((target, host::link_to(target)?)),
+        Some(target) => Some((target, host::reach(target)?)),
         None => None,
     };
     let request = Request {
         ifaces: args.iface.clone(),
+        patterns: args.iface_regex.clone(),
         can_reach,
         public_ip: PerFamily { v4: args.public_ip.map(Into::into), v6: args.public_ipv6.map(Into::into) },
     };
     let families: Vec<Family> = network.pools.iter().map(|(family, _)| family).collect();
-    let choice = uplink::choose(host, &request, &families)?;
-    info!(uplink = %choice.node.uplink, mtu = choice.node.uplink_mtu, "{}", choice.because);
-    Ok(choice.node)
+    Ok(uplink::choose(host, &request, &families, current)?)
+}
+
+/// `192.168.7.11, fd77::11`
+pub fn listed(addresses: &PerFamily<IpAddr>) -> String {
+    addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Found once: in our stored lease, then on the existing device, then drawn at

@@ -7,6 +7,7 @@ mod join;
 mod leases;
 mod seed;
 pub mod status;
+pub mod store;
 pub mod uplink;
 
 use std::future::Future;
@@ -14,24 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use etcd_client::{Channel, Client};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::config::{DaemonArgs, StoreChoice};
-use self::join::{Joined, patiently};
+use self::config::DaemonArgs;
+use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
 use crate::backends::Peers;
-use crate::kernel::{Monitor, Nexthops, Rtnl, host};
+use crate::kernel::{Monitor, Nexthops, Rtnl};
 use crate::model::SubnetEnv;
 use crate::reconciler::{self, Inputs, Reconciler, Settings, Target};
 use crate::subnet::env_file;
-use crate::subnet::store::builtin::{self, Keeper};
-use crate::subnet::store::{EtcdStore, Store};
 
 /// How long the loops may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -58,7 +56,7 @@ pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
 
 /// Joins the fabric and starts the loops.
 async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyhow::Result<()> {
-    let store = open_store(args, as_flanneld, tasks).await?;
+    let store = store::open(args, as_flanneld, tasks).await?;
     info!(version = env!("CARGO_PKG_VERSION"), "weft, leases in {}", store.describe());
     let joined = join::join(args, &*store).await?;
     write_subnet_env(args, &joined)?;
@@ -80,30 +78,6 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     tasks.spawn_endless("lease keeper", leases::keep(store, leases, joined.want, args.renew_margin()));
     announce(&reconciler).await;
     Ok(())
-}
-
-async fn open_store(
-    args: &DaemonArgs,
-    as_flanneld: bool,
-    tasks: &mut Tasks,
-) -> anyhow::Result<Arc<dyn Store>> {
-    if let StoreChoice::Etcd(config) = args.store(as_flanneld)? {
-        return Ok(Arc::new(EtcdStore::new(config)?));
-    }
-    let dir = &args.builtin.data_dir;
-    let (channel, keeper) = Keeper::start(dir, tasks.stop.clone()).await?;
-    tasks.spawn("built-in store", async {
-        keeper.stopped().await;
-        Ok(())
-    });
-    let description = format!("built-in store {}", dir.display());
-    let store = EtcdStore::from_channel(channel.clone(), &args.prefix(), description);
-    if patiently("the built-in store", || store.network_config()).await?.is_none() {
-        let config = seed::network_config(args, &host::read()?)?;
-        let mut client = Client::from_channel(Channel::Tonic(channel), None).await?;
-        builtin::seed_config(&mut client, &args.prefix(), &config).await?;
-    }
-    Ok(Arc::new(store))
 }
 
 fn write_subnet_env(args: &DaemonArgs, joined: &Joined) -> anyhow::Result<()> {

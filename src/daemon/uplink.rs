@@ -1,23 +1,28 @@
-//! Which interface other nodes reach this one by (flannel
+//! Which interface other nodes reach this one by (flannel main.go and
 //! pkg/ipmatch/match.go), and what else this host reaches. A pure function of
 //! what `kernel::host` read.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use regex::Regex;
 use thiserror::Error;
 
 use crate::backends::Node;
-use crate::kernel::host::{Host, HostLink, HostRoute};
+use crate::kernel::host::{Host, HostAddress, HostLink, HostRoute, Reach};
 use crate::model::{Family, IfName, PerFamily, Pool};
 
-/// What a person asked for; all empty takes the default route's interface.
+/// What a person asked for. The first that fits wins: `ifaces`, `patterns`,
+/// `can_reach`. Where all three are empty, the owner of `public_ip` is taken,
+/// and where that is empty too, the default route's interface.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// Names or addresses, the first that exists wins.
+    /// Names or addresses.
     pub ifaces: Vec<String>,
-    /// The interface that the kernel would reach a given address by.
-    pub can_reach: Option<(IpAddr, Option<u32>)>,
+    /// Matched against addresses, then against names.
+    pub patterns: Vec<Regex>,
+    /// How the kernel would reach a given address.
+    pub can_reach: Option<(IpAddr, Option<Reach>)>,
     pub public_ip: PerFamily<IpAddr>,
 }
 
@@ -25,20 +30,26 @@ pub struct Request {
 pub enum UplinkError {
     #[error("--iface {wanted}: no such interface or address: this host has {have}")]
     NoSuchInterface { wanted: String, have: String },
+    #[error("--iface-regex {pattern}: no address and no name matches: this host has {have}")]
+    NothingMatches { pattern: String, have: String },
     #[error("--iface-can-reach {0}: the kernel has no route to it")]
     Unreachable(IpAddr),
     #[error("no {0} default route, and no --iface or --public-ip names an interface: give --iface")]
     NoDefaultRoute(Family),
     #[error("the default routes of IPv4 and IPv6 leave by {0} and {1}: choose one with --iface")]
     TwoDefaults(IfName, IfName),
-    #[error("no interface owns --public-ip {0}: give --iface beside it")]
+    #[error("no interface owns the public address {0}: give --iface beside it")]
     NobodyOwns(IpAddr),
+    #[error("the public addresses belong to two interfaces, {0} and {1}: choose one with --iface")]
+    TwoOwners(IfName, IfName),
     #[error(
         "interface {0} has no usable {1} address, which the network config asks for: add one or choose another with --iface"
     )]
     NoAddress(IfName, Family),
     #[error("interface {0} has MTU 0")]
     NoMtu(IfName),
+    #[error("no interface fits: {0}")]
+    NoneFits(String),
 }
 
 /// The link to take, and why, for the log.
@@ -48,24 +59,28 @@ pub struct Choice {
     pub because: String,
 }
 
-/// flannel's rules in flannel's order: flags, then the owner of the public
-/// address, then the default route.
-pub fn choose(host: &Host, request: &Request, families: &[Family]) -> Result<Choice, UplinkError> {
-    let (link, address, because) = find(host, request, families)?;
-    if link.mtu == 0 {
-        return Err(UplinkError::NoMtu(link.name));
+/// flannel's rules in flannel's order. An address of `current`, what was chosen
+/// before, is kept while it can be used, whatever others came to its link.
+pub fn choose(
+    host: &Host,
+    request: &Request,
+    families: &[Family],
+    current: Option<&Node>,
+) -> Result<Choice, UplinkError> {
+    let mut passed = Vec::new();
+    for found in finds(host, request, families) {
+        match found.and_then(|find| settle(find, request, families, current)) {
+            Ok(choice) if passed.is_empty() => return Ok(choice),
+            Ok(Choice { node, because }) => {
+                return Ok(Choice { node, because: format!("{because} ({})", list(&passed)) });
+            }
+            Err(error) => passed.push(error),
+        }
     }
-    let mut own = PerFamily::default();
-    for &family in families {
-        let named = address.filter(|ip| Family::of(*ip) == family);
-        let ip = named.or_else(|| best(link, family)).ok_or(UplinkError::NoAddress(link.name, family))?;
-        own.set(family, Some(ip));
+    match passed.len() {
+        1 => Err(passed.remove(0)),
+        _ => Err(UplinkError::NoneFits(list(&passed))),
     }
-    let public_ip =
-        families.iter().filter_map(|f| Some((*f, *request.public_ip.get(*f).or(own.get(*f))?))).collect();
-    let on_link = link.addresses.iter().filter(|a| !a.link_local).map(|a| masked(a.net)).collect();
-    let node = Node { uplink: link.name, uplink_mtu: link.mtu, address: own, public_ip, on_link };
-    Ok(Choice { node, because })
 }
 
 /// The first network of this host that `pool` overlaps, in words. `own` names
@@ -90,47 +105,131 @@ pub fn overlap(
         .next()
 }
 
-fn find<'a>(
-    host: &'a Host,
-    request: &Request,
-    families: &[Family],
-) -> Result<(&'a HostLink, Option<IpAddr>, String), UplinkError> {
-    for wanted in &request.ifaces {
-        if let Some((link, ip)) = named(host, wanted) {
-            return Ok((link, ip, format!("--iface {wanted} names it")));
-        }
-    }
-    if let Some((target, found)) = request.can_reach {
-        let link = found.and_then(|index| by_index(host, index)).ok_or(UplinkError::Unreachable(target))?;
-        return Ok((link, None, format!("it reaches {target}")));
-    }
-    if let Some(wanted) = request.ifaces.first() {
-        let have = host.links.iter().map(|link| link.name.to_string()).collect::<Vec<_>>().join(", ");
-        return Err(UplinkError::NoSuchInterface { wanted: wanted.clone(), have });
-    }
-    if let Some((_, ip)) = request.public_ip.iter().next() {
-        let link = owner(host, *ip).ok_or(UplinkError::NobodyOwns(*ip))?;
-        return Ok((link, Some(*ip), format!("it owns {ip}")));
-    }
-    let mut chosen: Option<&HostLink> = None;
-    for &family in families {
-        let link = default_link(host, family).ok_or(UplinkError::NoDefaultRoute(family))?;
-        match chosen {
-            Some(other) if other.index != link.index => {
-                return Err(UplinkError::TwoDefaults(other.name, link.name));
-            }
-            _ => chosen = Some(link),
-        }
-    }
-    let link = chosen.ok_or(UplinkError::NoDefaultRoute(Family::V4))?;
-    Ok((link, None, "the default route leaves by it".to_owned()))
+/// An interface that fits one wish, the addresses that this names, and why.
+struct Find<'a> {
+    link: &'a HostLink,
+    named: PerFamily<IpAddr>,
+    because: String,
 }
 
-fn named<'a>(host: &'a Host, wanted: &str) -> Option<(&'a HostLink, Option<IpAddr>)> {
-    match wanted.parse::<IpAddr>() {
-        Ok(ip) => owner(host, ip).map(|link| (link, Some(ip))),
-        Err(_) => host.links.iter().find(|link| link.name.as_str() == wanted).map(|link| (link, None)),
+/// What fits each wish, in their order.
+fn finds<'a>(host: &'a Host, request: &Request, families: &[Family]) -> Vec<Result<Find<'a>, UplinkError>> {
+    let by_name = request.ifaces.iter().map(|wanted| named(host, wanted));
+    let by_pattern = request.patterns.iter().map(|pattern| matching(host, pattern, families));
+    let by_reach = request.can_reach.iter().map(|(target, reach)| reaching(host, *target, *reach));
+    let asked: Vec<_> = by_name.chain(by_pattern).chain(by_reach).collect();
+    if !asked.is_empty() {
+        return asked;
     }
+    let public: Vec<IpAddr> = families.iter().filter_map(|f| request.public_ip.get(*f).copied()).collect();
+    match public.is_empty() {
+        false => vec![owning(host, &public)],
+        true => vec![default_route(host, families)],
+    }
+}
+
+fn named<'a>(host: &'a Host, wanted: &str) -> Result<Find<'a>, UplinkError> {
+    let missing = || UplinkError::NoSuchInterface { wanted: wanted.to_owned(), have: names(host) };
+    let because = format!("--iface {wanted} names it");
+    match wanted.parse::<IpAddr>() {
+        Ok(ip) => {
+            let link = owner(host, ip).ok_or_else(missing)?;
+            Ok(Find { link, named: [(Family::of(ip), ip)].into_iter().collect(), because })
+        }
+        Err(_) => {
+            let link = host.links.iter().find(|link| link.name.as_str() == wanted).ok_or_else(missing)?;
+            Ok(Find { link, named: PerFamily::default(), because })
+        }
+    }
+}
+
+/// Addresses first, an address of each family on one link; then names.
+fn matching<'a>(host: &'a Host, pattern: &Regex, families: &[Family]) -> Result<Find<'a>, UplinkError> {
+    // A tunnel of ours is never the way to itself.
+    let links = || host.links.iter().filter(|link| !link.name.as_str().starts_with("flannel"));
+    let matched = |link: &HostLink| -> PerFamily<IpAddr> {
+        let of = |family| candidates(link, family, None).into_iter();
+        let first = |family| of(family).find(|ip| pattern.is_match(&ip.to_string()));
+        families.iter().filter_map(|family| Some((*family, first(*family)?))).collect()
+    };
+    let by_address = links().map(|link| (link, matched(link)));
+    if let Some((link, named)) =
+        by_address.into_iter().find(|(_, named)| families.iter().all(|family| named.get(*family).is_some()))
+    {
+        let because = format!("its address matches --iface-regex {pattern}");
+        return Ok(Find { link, named, because });
+    }
+    let link = links().find(|link| pattern.is_match(link.name.as_str())).ok_or_else(|| {
+        UplinkError::NothingMatches {
+            pattern: pattern.to_string(),
+            have: names_and_addresses(host, families),
+        }
+    })?;
+    let because = format!("its name matches --iface-regex {pattern}");
+    Ok(Find { link, named: PerFamily::default(), because })
+}
+
+fn reaching(host: &Host, target: IpAddr, reach: Option<Reach>) -> Result<Find<'_>, UplinkError> {
+    let unreachable = UplinkError::Unreachable(target);
+    let Some(reach) = reach else { return Err(unreachable) };
+    let link = by_index(host, reach.link).ok_or(unreachable)?;
+    let named = reach.source.map(|ip| (Family::of(ip), ip)).into_iter().collect();
+    Ok(Find { link, named, because: format!("it reaches {target}") })
+}
+
+fn owning<'a>(host: &'a Host, public: &[IpAddr]) -> Result<Find<'a>, UplinkError> {
+    let mut found: Option<&HostLink> = None;
+    for &ip in public {
+        let link = owner(host, ip).ok_or(UplinkError::NobodyOwns(ip))?;
+        if let Some(other) = found.filter(|other| other.index != link.index) {
+            return Err(UplinkError::TwoOwners(other.name, link.name));
+        }
+        found = Some(link);
+    }
+    let link = found.ok_or(UplinkError::NoDefaultRoute(Family::V4))?;
+    let owned = public.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ");
+    let named = public.iter().map(|ip| (Family::of(*ip), *ip)).collect();
+    Ok(Find { link, named, because: format!("it owns {owned}") })
+}
+
+fn default_route<'a>(host: &'a Host, families: &[Family]) -> Result<Find<'a>, UplinkError> {
+    let mut found: Option<&HostLink> = None;
+    for &family in families {
+        let link = default_link(host, family).ok_or(UplinkError::NoDefaultRoute(family))?;
+        if let Some(other) = found.filter(|other| other.index != link.index) {
+            return Err(UplinkError::TwoDefaults(other.name, link.name));
+        }
+        found = Some(link);
+    }
+    let link = found.ok_or(UplinkError::NoDefaultRoute(Family::V4))?;
+    Ok(Find { link, named: PerFamily::default(), because: "the default route leaves by it".to_owned() })
+}
+
+/// The node that a find makes.
+fn settle(
+    find: Find<'_>,
+    request: &Request,
+    families: &[Family],
+    current: Option<&Node>,
+) -> Result<Choice, UplinkError> {
+    let Find { link, named, because } = find;
+    if link.mtu == 0 {
+        return Err(UplinkError::NoMtu(link.name));
+    }
+    let mut address = PerFamily::default();
+    for &family in families {
+        let best = || candidates(link, family, current).first().copied();
+        let ip = named.get(family).copied().or_else(best);
+        address.set(family, Some(ip.ok_or(UplinkError::NoAddress(link.name, family))?));
+    }
+    let public_ip = address.map(|family, own| request.public_ip.get(family).copied().unwrap_or(own));
+    let mut on_link: Vec<_> =
+        link.addresses.iter().filter(|a| !a.link_local).map(|a| masked(a.net)).collect();
+    // Many addresses of one prefix, in whatever order, make the same node.
+    on_link.sort_unstable();
+    on_link.dedup();
+    let node = Node { uplink: link.name, uplink_mtu: link.mtu, address, public_ip, on_link };
+    Ok(Choice { node, because })
 }
 
 fn owner(host: &Host, ip: IpAddr) -> Option<&HostLink> {
@@ -149,19 +248,37 @@ fn default_link(host: &Host, family: Family) -> Option<&HostLink> {
         .and_then(|route| by_index(host, route.link))
 }
 
-/// Global before link-local, then permanent before leased, then stable before
-/// temporary; deprecated ones never.
-fn best(link: &HostLink, family: Family) -> Option<IpAddr> {
-    link.addresses
-        .iter()
-        .filter(|a| Family::of_net(a.net) == family && !a.unusable)
-        .min_by_key(|a| (a.link_local, !a.permanent, a.temporary))
-        .map(|a| a.net.ip())
+/// The addresses that a node can be reached at for long, best first: global
+/// before link-local, what is in use, then permanent before leased. Temporary
+/// ones (RFC 8981) change by the day, and deprecated ones are on their way out.
+fn candidates(link: &HostLink, family: Family, current: Option<&Node>) -> Vec<IpAddr> {
+    let in_use = |a: &HostAddress| current.is_some_and(|node| node.address.get(family) == Some(&a.net.ip()));
+    let usable = |a: &&HostAddress| Family::of_net(a.net) == family && !a.unusable && !a.temporary;
+    let mut usable: Vec<_> = link.addresses.iter().filter(usable).collect();
+    usable.sort_by_key(|a| (a.link_local, !in_use(a), !a.permanent));
+    usable.into_iter().map(|a| a.net.ip()).collect()
 }
 
 fn masked(net: IpNetwork) -> IpNetwork {
     // The prefix length comes from a valid network of the same family.
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
+}
+
+fn names(host: &Host) -> String {
+    host.links.iter().map(|link| link.name.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn names_and_addresses(host: &Host, families: &[Family]) -> String {
+    let shown = host.links.iter().map(|link| {
+        let ips = families.iter().flat_map(|family| candidates(link, *family, None));
+        let ips = ips.map(|ip| ip.to_string()).collect::<Vec<_>>().join(" ");
+        if ips.is_empty() { link.name.to_string() } else { format!("{} {ips}", link.name) }
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+fn list(errors: &[UplinkError]) -> String {
+    errors.iter().map(UplinkError::to_string).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -173,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_default_route_chooses() {
-        let choice = choose(&host(), &Request::default(), V4).unwrap();
+        let choice = choose(&host(), &Request::default(), V4, None).unwrap();
         assert_eq!(choice.node.uplink.as_str(), "eth0");
         assert_eq!(choice.node.public_ip.v4, Some(ip("192.168.7.2")));
         assert_eq!(choice.node.on_link, [net("192.168.7.0/24"), net("fd77::/64")]);
@@ -183,41 +300,103 @@ mod tests {
     fn the_first_flag_that_exists_wins() {
         let request =
             Request { ifaces: vec!["eth9".into(), "eth1".into(), "eth0".into()], ..Default::default() };
-        assert_eq!(choose(&host(), &request, V4).unwrap().node.uplink.as_str(), "eth1");
+        assert_eq!(choose(&host(), &request, V4, None).unwrap().node.uplink.as_str(), "eth1");
         let request = Request { ifaces: vec!["10.9.0.3".into()], ..Default::default() };
-        assert_eq!(choose(&host(), &request, V4).unwrap().node.address.v4, Some(ip("10.9.0.3")));
+        assert_eq!(choose(&host(), &request, V4, None).unwrap().node.address.v4, Some(ip("10.9.0.3")));
     }
 
     #[test]
     fn deprecated_and_temporary_addresses_are_passed_over() {
-        let choice = choose(&host(), &Request::default(), &Family::BOTH).unwrap();
+        let choice = choose(&host(), &Request::default(), &Family::BOTH, None).unwrap();
         assert_eq!(choice.node.address.v6, Some(ip("fd77::2")));
     }
 
     #[test]
     fn a_public_address_finds_its_owner_and_is_published() {
         let public_ip = PerFamily { v4: Some(ip("10.9.0.3")), v6: None };
-        let choice = choose(&host(), &Request { public_ip, ..Default::default() }, V4).unwrap();
+        let choice = choose(&host(), &Request { public_ip, ..Default::default() }, V4, None).unwrap();
         assert_eq!(choice.node.uplink.as_str(), "eth1");
         let request = Request {
             public_ip: PerFamily { v4: Some(ip("1.2.3.4")), v6: None },
             ifaces: vec!["eth0".into()],
             ..Default::default()
         };
-        let node = choose(&host(), &request, V4).unwrap().node;
+        let node = choose(&host(), &request, V4, None).unwrap().node;
         assert_eq!((node.address.v4, node.public_ip.v4), (Some(ip("192.168.7.2")), Some(ip("1.2.3.4"))));
+    }
+
+    #[test]
+    fn a_pattern_matches_addresses_before_names() {
+        let by = |patterns: &[&str], families: &[Family]| {
+            let patterns = patterns.iter().map(|pattern| Regex::new(pattern).unwrap()).collect();
+            choose(&host(), &Request { patterns, ..Default::default() }, families, None)
+        };
+        let node = by(&["eth1|192\\.168"], V4).unwrap().node;
+        assert_eq!((node.uplink.as_str(), node.address.v4), ("eth0", Some(ip("192.168.7.2"))));
+        assert_eq!(by(&["^eth1$"], V4).unwrap().node.uplink.as_str(), "eth1");
+        let choice = by(&["^172", "^10"], V4).unwrap();
+        assert_eq!(choice.node.uplink.as_str(), "eth1");
+        assert!(choice.because.contains("--iface-regex ^172: no address"), "{}", choice.because);
+        // Dual stack: both addresses of one link, or its name.
+        let node = by(&["^(192|fd77)"], &Family::BOTH).unwrap().node;
+        assert_eq!(node.address.v6, Some(ip("fd77::2")));
+        let error = by(&["^192"], &Family::BOTH).unwrap_err().to_string();
+        assert!(error.contains("eth0 192.168.7.2 fd77::2 fe80::1, eth1 10.9.0.3"), "{error}");
+    }
+
+    #[test]
+    fn what_reaches_an_address_is_taken_with_its_source() {
+        let reach = Reach { link: 2, source: Some(ip("fd77::2")) };
+        let request = Request { can_reach: Some((ip("fd99::9"), Some(reach))), ..Default::default() };
+        let node = choose(&host(), &request, &Family::BOTH, None).unwrap().node;
+        assert_eq!((node.uplink.as_str(), node.address.v6), ("eth0", Some(ip("fd77::2"))));
+        let request = Request { can_reach: Some((ip("fd99::9"), None)), ..Default::default() };
+        assert_eq!(choose(&host(), &request, V4, None), Err(UplinkError::Unreachable(ip("fd99::9"))));
+    }
+
+    #[test]
+    fn an_interface_that_lacks_a_family_is_passed_over_for_the_next() {
+        let request = Request { ifaces: vec!["eth1".into(), "eth0".into()], ..Default::default() };
+        let choice = choose(&host(), &request, &Family::BOTH, None).unwrap();
+        assert_eq!(choice.node.uplink.as_str(), "eth0");
+        assert!(choice.because.contains("eth1 has no usable IPv6 address"), "{}", choice.because);
+    }
+
+    #[test]
+    fn dual_stack_wants_one_interface_for_both() {
+        let public_ip = PerFamily { v4: Some(ip("10.9.0.3")), v6: Some(ip("fd77::2")) };
+        let request = Request { public_ip, ..Default::default() };
+        let error = choose(&host(), &request, &Family::BOTH, None).unwrap_err();
+        assert_eq!(error, UplinkError::TwoOwners("eth1".parse().unwrap(), "eth0".parse().unwrap()));
+        let mut host = host();
+        host.routes.retain(|route| route.metric != 0 || !route.dst.is_ipv4());
+        let error = choose(&host, &Request::default(), &Family::BOTH, None).unwrap_err();
+        assert_eq!(error, UplinkError::TwoDefaults("eth1".parse().unwrap(), "eth0".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_in_use_is_kept_while_it_is_good() {
+        let mut host = host();
+        let node = choose(&host, &Request::default(), V4, None).unwrap().node;
+        let newcomer = HostAddress { net: net("192.168.7.1/24"), ..host.links[0].addresses[0] };
+        host.links[0].addresses.insert(0, newcomer);
+        let again = choose(&host, &Request::default(), V4, Some(&node)).unwrap().node;
+        assert_eq!(again.address.v4, Some(ip("192.168.7.2")));
+        host.links[0].addresses[1].unusable = true;
+        let again = choose(&host, &Request::default(), V4, Some(&node)).unwrap().node;
+        assert_eq!(again.address.v4, Some(ip("192.168.7.1")));
     }
 
     #[test]
     fn refusals_name_the_way_out() {
         let missing = Request { ifaces: vec!["eth9".into()], ..Default::default() };
-        let error = choose(&host(), &missing, V4).unwrap_err().to_string();
+        let error = choose(&host(), &missing, V4, None).unwrap_err().to_string();
         assert!(error.contains("eth9") && error.contains("eth0, eth1"), "{error}");
-        let error = choose(&Host::default(), &Request::default(), V4).unwrap_err().to_string();
+        let error = choose(&Host::default(), &Request::default(), V4, None).unwrap_err().to_string();
         assert!(error.contains("give --iface"), "{error}");
         let v6_less = Request { ifaces: vec!["eth1".into()], ..Default::default() };
         assert!(matches!(
-            choose(&host(), &v6_less, &Family::BOTH),
+            choose(&host(), &v6_less, &Family::BOTH, None),
             Err(UplinkError::NoAddress(_, Family::V6))
         ));
     }

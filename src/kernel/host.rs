@@ -1,6 +1,6 @@
 //! This host as it stands before the fabric comes: links, their addresses, and
-//! the main table's routes. Read once at start to choose the uplink and to see
-//! what the cluster's network would overlap.
+//! the main table's routes. It tells which uplink to take, and what the cluster's
+//! network would overlap.
 
 use std::net::IpAddr;
 
@@ -63,15 +63,25 @@ pub fn read() -> Result<Host, NetlinkError> {
     Ok(host)
 }
 
-/// The link by which the kernel reaches `target`, as `ip route get` says.
-pub fn link_to(target: IpAddr) -> Result<Option<u32>, NetlinkError> {
+/// How the kernel reaches an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub link: u32,
+    /// The address that packets leave with.
+    pub source: Option<IpAddr>,
+}
+
+/// How the kernel reaches `target`, as `ip route get` says.
+pub fn reach(target: IpAddr) -> Result<Option<Reach>, NetlinkError> {
     let mut conn = Connection::open()?;
     let mut message = RouteMessage::default();
     message.header.address_family = family_of(Family::of(target));
     message.header.destination_prefix_length = Family::of(target).bits();
     message.attributes.push(RouteAttribute::Destination(target.into()));
     match conn.get(Request::get(RouteNetlinkMessage::GetRoute(message))) {
-        Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(output_link(&route)),
+        Ok(RouteNetlinkMessage::NewRoute(route)) => {
+            Ok(output_link(&route).map(|link| Reach { link, source: source(&route) }))
+        }
         Ok(_) => Ok(None),
         Err(cause) if matches!(cause.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => Ok(None),
         Err(cause) => Err(cause.of(format!("route to {target}"))),
@@ -187,6 +197,14 @@ fn output_link(message: &RouteMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    })
+}
+
+fn source(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
         _ => None,
     })
 }

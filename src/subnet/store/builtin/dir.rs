@@ -11,6 +11,9 @@ use super::error::BuiltinError;
 /// Where daemons and `weft store` meet unless told otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
 
+/// The socket's name in that folder.
+pub const SOCKET: &str = "store.sock";
+
 #[derive(Clone, Debug)]
 pub(super) struct DataDir(PathBuf);
 
@@ -27,7 +30,7 @@ impl DataDir {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.0.join("store.sock")
+        self.0.join(SOCKET)
     }
 
     fn lock_path(&self) -> PathBuf {

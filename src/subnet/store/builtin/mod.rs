@@ -22,7 +22,7 @@ mod serve;
 mod server;
 mod watch;
 
-pub use dir::DEFAULT_DATA_DIR;
+pub use dir::{DEFAULT_DATA_DIR, SOCKET};
 pub use error::BuiltinError;
 pub use keeper::{Keeper, KeeperHandle, Role, connect};
 pub use serve::{ServeOptions, TcpListen, TlsFiles, serve};
