@@ -1,17 +1,13 @@
 //! The whole fabric with real packets: etcd, daemons and containers wired by the
 //! plugin, on hosts that are network namespaces.
 
-use std::io::Write;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+mod lab;
+
 use std::time::Duration;
 
-use netns_harness::{Daemon, Flood, Host, Lab, Netns, wait_until};
-use serde_json::{Value, json};
+use netns_harness::{Daemon, Flood, wait_until};
 
-const VXLAN: &str = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#;
-const SOON: Duration = Duration::from_secs(20);
+use crate::lab::{Fabric, SOON, VXLAN};
 
 #[test]
 fn vxlan_joins_containers_of_two_hosts() {
@@ -180,7 +176,7 @@ fn every_pair_reaches(config: &str) {
     let pods = [fabric.pod(0), fabric.pod(0), fabric.pod(1), fabric.pod(1)];
     for a in &pods {
         for ip in pods.iter().flat_map(|b| &b.ips) {
-            let report = a.netns.ping(*ip, 3).unwrap();
+            let report = a.netns.ping(*ip, 3).expect("a ping");
             assert_eq!(report.lost(), 0, "{} to {ip}: {report:?}", a.netns.name());
         }
     }
@@ -204,179 +200,4 @@ fn monitored_changes(monitor: &Daemon) -> Vec<String> {
         .filter(ours)
         .map(str::to_owned)
         .collect()
-}
-
-struct Fabric {
-    // Daemons go before the lab they stand in.
-    daemons: Vec<Daemon>,
-    etcd: Option<Daemon>,
-    hosts: Vec<Host>,
-    pods: std::cell::Cell<usize>,
-    lab: Lab,
-}
-
-struct Pod {
-    netns: Netns,
-    ips: Vec<IpAddr>,
-}
-
-impl Fabric {
-    fn new(label: &str, config: &str, hosts: usize) -> Fabric {
-        let mut fabric = Fabric::without_etcd(label, hosts);
-        fabric.start_etcd();
-        fabric.put("config", config);
-        fabric
-    }
-
-    fn without_etcd(label: &str, hosts: usize) -> Fabric {
-        let lab = Lab::new(label).unwrap();
-        let hosts = (1..=hosts).map(|i| lab.host(&format!("h{i}")).unwrap()).collect();
-        Fabric { lab, hosts, etcd: None, daemons: Vec::new(), pods: 0.into() }
-    }
-
-    fn start_etcd(&mut self) {
-        let switch = self.lab.switch();
-        let url = self.etcd_url();
-        let data = self.lab.dir().join("etcd");
-        let mut command = switch.command("etcd");
-        command
-            .arg("--data-dir")
-            .arg(&data)
-            .args(["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
-        self.etcd = Some(switch.spawn("etcd", &mut command).unwrap());
-        let healthy = || self.try_etcdctl(&["endpoint", "health"]).is_ok();
-        wait_until(SOON, "etcd", healthy).unwrap();
-    }
-
-    fn etcd_url(&self) -> String {
-        format!("http://{}:2379", self.lab.switch_ip4())
-    }
-
-    fn start_all(&mut self) {
-        for i in 0..self.hosts.len() {
-            self.start(i, &[]);
-        }
-        for i in 0..self.hosts.len() {
-            self.wait_in_sync(i);
-        }
-    }
-
-    fn start(&mut self, i: usize, extra: &[&str]) {
-        let host = &self.hosts[i];
-        let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
-        command
-            .args(["daemon", "--etcd-endpoints", &self.etcd_url()])
-            .arg("--subnet-file")
-            .arg(host.dir().join("subnet.env"))
-            .arg("--admin-socket")
-            .arg(host.dir().join("admin.sock"))
-            .args(extra);
-        let daemon = host.spawn("weft", &mut command).unwrap();
-        match i < self.daemons.len() {
-            true => self.daemons[i] = daemon,
-            false => self.daemons.push(daemon),
-        }
-    }
-
-    /// Until the daemon says that every other one is its peer and the kernel
-    /// agrees.
-    fn wait_in_sync(&self, i: usize) {
-        let others = self.hosts.len() - 1;
-        let in_sync = || {
-            self.try_status(i).is_some_and(|(status, ok)| {
-                ok && status["peers"].as_array().is_some_and(|peers| peers.len() >= others)
-            })
-        };
-        if let Err(error) = wait_until(SOON, "a daemon in sync", in_sync) {
-            panic!("{error}: {:#?}: {}", self.try_status(i), self.daemons[i].log_tail(50));
-        }
-    }
-
-    fn status(&self, i: usize) -> Value {
-        self.try_status(i).expect("a status").0
-    }
-
-    fn try_status(&self, i: usize) -> Option<(Value, bool)> {
-        let socket = self.hosts[i].dir().join("admin.sock");
-        let mut command = self.hosts[i].command(env!("CARGO_BIN_EXE_weft"));
-        let output = command.args(["status", "--json", "--admin-socket"]).arg(socket).output().unwrap();
-        let status = serde_json::from_slice(&output.stdout).ok()?;
-        Some((status, output.status.success()))
-    }
-
-    fn subnet_env(&self, i: usize) -> String {
-        std::fs::read_to_string(self.hosts[i].dir().join("subnet.env")).unwrap()
-    }
-
-    /// The node's IPv4 subnet, host bits off: `10.42.7.0/24`.
-    fn subnet_of(&self, i: usize) -> String {
-        let env = self.subnet_env(i);
-        let subnet = env.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).unwrap();
-        subnet.replace(".1/", ".0/")
-    }
-
-    fn has_route(&self, i: usize, dst: &str) -> bool {
-        let routes = self.hosts[i].ip_json(&format!("route show {dst}")).unwrap();
-        routes.as_array().is_some_and(|routes| !routes.is_empty())
-    }
-
-    fn wait_for_route(&self, i: usize, dst: &str) {
-        wait_until(SOON, &format!("route {dst}"), || self.has_route(i, dst)).unwrap();
-    }
-
-    fn put(&self, key: &str, value: &str) {
-        self.etcdctl(&["put", &format!("/coreos.com/network/{key}"), value]);
-    }
-
-    fn etcdctl(&self, args: &[&str]) -> String {
-        self.try_etcdctl(args).unwrap()
-    }
-
-    fn try_etcdctl(&self, args: &[&str]) -> Result<String, netns_harness::Error> {
-        let url = self.etcd_url();
-        let all = ["ETCDCTL_API=3", "etcdctl", "--endpoints", &url];
-        self.lab.switch().run("env", all.iter().chain(args))
-    }
-
-    /// A container on host `i`, wired by the plugin as a runtime would.
-    fn pod(&self, i: usize) -> Pod {
-        let number = self.pods.replace(self.pods.get() + 1);
-        let (host, name) = (&self.hosts[i], format!("p{number}"));
-        let netns = self.lab.pod(host, &name).unwrap();
-        let data = |what: &str| host.dir().join(what);
-        let config = json!({
-            "name": "cbr0", "cniVersion": "1.0.0", "type": "flannel",
-            "subnetFile": data("subnet.env"), "dataDir": data("flannel"),
-            "ipam": {"dataDir": data("networks")},
-            "delegate": {"isDefaultGateway": true, "hairpinMode": true, "ipMasq": false},
-        });
-        let mut child = host
-            .command(plugin())
-            .env("CNI_COMMAND", "ADD")
-            .env("CNI_CONTAINERID", &name)
-            .env("CNI_NETNS", netns.path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", plugin().parent().unwrap())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{said} {}", String::from_utf8_lossy(&output.stderr));
-        let result: Value = serde_json::from_str(&said).unwrap();
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        let ips = result["ips"].as_array().unwrap().iter().map(|ip| address(ip).unwrap()).collect();
-        Pod { netns, ips }
-    }
-}
-
-/// Built beside `weft` by `cargo build --workspace`, as `make test` does first.
-fn plugin() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name("weft-cni");
-    assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
-    path
 }
