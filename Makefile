@@ -12,11 +12,12 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 WEFT    := target/release/weft
 PLUGIN  := target/release/weft-cni
 
-.PHONY: help demo test bench lint build plugin install deps
+.PHONY: help demo test interop bench lint build plugin install deps
 
 help:
 	@echo 'make demo     install what is missing, build, and show the fabric at work'
 	@echo 'make test     the same for the whole test suite: format, lints, licences, every test'
+	@echo 'make interop  FLANNELD=/path CNI_BIN=/dir: tests beside a real flanneld and its plugins'
 	@echo 'make bench    print the figures: plans, kernel batches, containers'
 	@echo 'make lint     format, clippy and cargo-deny alone'
 	@echo 'make build    target/release/weft and a static target/release/weft-cni'
@@ -51,6 +52,18 @@ test:
 	$(MAKE) --no-print-directory lint plugin
 	$(CARGO) build --locked --workspace
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) test --locked --workspace --no-fail-fast
+
+# FLANNELD is flannel's daemon; CNI_BIN a folder with its plugin `flannel` and the
+# reference plugins `bridge` and `host-local`. RECORD=1 writes tests/golden/flanneld
+# anew instead of holding flanneld to it.
+interop:
+	@for file in "$(FLANNELD)" "$(CNI_BIN)/flannel" "$(CNI_BIN)/bridge" "$(CNI_BIN)/host-local"; do \
+		[ -x "$$file" ] || { echo "make interop FLANNELD=/path CNI_BIN=/dir: '$$file' is not a program" >&2; exit 1; }; \
+	done
+	@deploy/install-deps.sh test
+	$(CARGO) build --locked --workspace
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "FLANNELD=$(abspath $(FLANNELD))" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
+		$(CARGO) test --locked -p weft --features interop --test interop -- --nocapture $(ARGS)
 
 bench: build
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) bench --locked --workspace
