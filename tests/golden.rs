@@ -1,6 +1,8 @@
 //! A weft node ends in the same state as the flanneld nodes whose pictures are
 //! in tests/golden/flanneld.
 
+#![cfg(test)]
+
 #[path = "common/golden.rs"]
 mod golden;
 #[path = "common/stage.rs"]

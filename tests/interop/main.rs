@@ -1,5 +1,7 @@
 //! weft beside a real flanneld: `make interop FLANNELD=… CNI_BIN=…`.
 
+#![cfg(test)]
+
 mod cluster;
 #[path = "../common/golden.rs"]
 mod golden;
