@@ -10,6 +10,7 @@
 
 pub mod backends;
 pub mod desired;
+pub mod firewall;
 pub mod model;
 pub mod subnet;
 

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 pub use self::go::{double_dashes, go_bool};
 pub use self::unused::{UNUSED, Unused};
+use super::traffic::TrafficArgs;
 use crate::subnet::store::{Credentials, EtcdConfig, TlsFiles};
 
 #[derive(Args, Clone, Debug)]
@@ -98,6 +99,9 @@ pub struct DaemonArgs {
 
     #[command(flatten)]
     pub health: HealthArgs,
+
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
 
     #[command(flatten)]
     pub etcd: EtcdArgs,
@@ -262,6 +266,10 @@ impl DaemonArgs {
         let default = if as_flanneld { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         let ip = self.health.healthz_ip.unwrap_or(default.into());
         (self.health.healthz_port != 0).then(|| SocketAddr::new(ip, self.health.healthz_port))
+    }
+
+    pub fn audit_interval(&self) -> Duration {
+        Duration::from_secs(self.audit_interval.into())
     }
 
     pub fn renew_margin(&self) -> Duration {

@@ -8,6 +8,7 @@ mod leases;
 mod seed;
 pub mod status;
 pub mod store;
+pub mod traffic;
 pub mod uplink;
 
 use std::future::Future;
@@ -25,6 +26,7 @@ use self::config::DaemonArgs;
 use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
+use self::traffic::Traffic;
 use crate::backends::Peers;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
 use crate::model::SubnetEnv;
@@ -59,7 +61,10 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let store = store::open(args, as_flanneld, tasks).await?;
     info!(version = env!("CARGO_PKG_VERSION"), "weft, leases in {}", store.describe());
     let joined = join::join(args, &*store).await?;
+    let own = &joined.held.stored.lease.key;
+    let traffic = Traffic::start(&args.traffic, &joined.network, own, args.audit_interval()).await;
     write_subnet_env(args, &joined)?;
+    tasks.spawn_endless("traffic rules", traffic.run());
 
     let target = Target::new(Inputs {
         node: joined.node.clone(),
@@ -82,7 +87,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
 
 fn write_subnet_env(args: &DaemonArgs, joined: &Joined) -> anyhow::Result<()> {
     let mtu = joined.backend.mtu(&joined.node);
-    let env = SubnetEnv::new(&joined.network, &joined.held.stored.lease.key, mtu, false);
+    let env = SubnetEnv::new(&joined.network, &joined.held.stored.lease.key, mtu, args.traffic.ip_masq);
     if env_file::write(&args.subnet_file, &env)? {
         info!("wrote {}", args.subnet_file.display());
     }
@@ -104,7 +109,7 @@ fn start_reconciler(
     tasks: &mut Tasks,
 ) -> anyhow::Result<reconciler::Handle> {
     let nexthops = if args.plain_routes { Nexthops::Never } else { Nexthops::WherePossible };
-    let settings = Settings { audit: Duration::from_secs(args.audit_interval.into()), ..Settings::default() };
+    let settings = Settings { audit: args.audit_interval(), ..Settings::default() };
     let (reconciler, handle) = Reconciler::new(
         Rtnl::open(None, nexthops)?,
         Monitor::open(None)?,

@@ -5,9 +5,13 @@
 pub mod netlink;
 
 #[cfg(feature = "daemon")]
+pub mod blackhole;
+#[cfg(feature = "daemon")]
 mod entry;
 #[cfg(feature = "daemon")]
 pub mod fake;
+#[cfg(feature = "daemon")]
+pub mod firewall;
 #[cfg(feature = "daemon")]
 pub mod host;
 #[cfg(feature = "daemon")]

@@ -10,6 +10,9 @@ use super::family::{masked, number, text};
 use super::gojson::{FieldError, Fields};
 use super::{Family, PerFamily};
 
+/// Each becomes a rule that packets are held against.
+const MAX_NON_MASQUERADE: usize = 256;
+
 /// Why a network config is refused. The text names the key, its value and what
 /// is accepted; the caller adds where the config came from.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -36,6 +39,9 @@ pub struct NetworkConfig {
     /// The address pool of each enabled family; never empty.
     pub pools: PerFamily<Pool>,
     pub enable_nftables: bool,
+    /// Networks that containers reach with their own source address, also where
+    /// nodes masquerade: `nonMasqueradeCIDRs`, a key that flannel ignores.
+    pub non_masquerade: Vec<IpNetwork>,
     pub backend: BackendConfig,
 }
 
@@ -58,8 +64,27 @@ impl NetworkConfig {
             return Err(FieldError::value("EnableIPv4", "false", expected).into());
         }
         let enable_nftables = fields.bool("EnableNFTables", false)?;
-        Ok(NetworkConfig { pools, enable_nftables, backend: BackendConfig::read(&fields)? })
+        let non_masquerade = non_masquerade(&fields)?;
+        Ok(NetworkConfig { pools, enable_nftables, non_masquerade, backend: BackendConfig::read(&fields)? })
     }
+}
+
+fn non_masquerade(fields: &Fields) -> Result<Vec<IpNetwork>, FieldError> {
+    const KEY: &str = "nonMasqueradeCIDRs";
+    let Some(raw) = fields.raw(KEY).filter(|raw| raw.get() != "null") else { return Ok(Vec::new()) };
+    let refused = |value: &str| {
+        FieldError::value(KEY, value, r#"a list of networks in CIDR form, as ["192.168.0.0/16","fd00::/8"]"#)
+    };
+    let texts: Vec<String> = serde_json::from_str(raw.get()).map_err(|_| refused(raw.get()))?;
+    if texts.len() > MAX_NON_MASQUERADE {
+        let expected = format!("at most {MAX_NON_MASQUERADE} networks");
+        return Err(FieldError::value(KEY, &format!("{} networks", texts.len()), expected));
+    }
+    let parse = |text: &String| {
+        let net = Family::BOTH.into_iter().find_map(|family| family.parse_net(text, '/'));
+        net.map(masked).ok_or_else(|| refused(text))
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// For a log: `10.5.0.0/16 in /24s from 10.5.1.0 to 10.5.255.0; backend vxlan`.

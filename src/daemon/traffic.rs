@@ -1,0 +1,243 @@
+//! Keeps what is done to containers' packets at the border of the fabric: the
+//! masquerade and forward rules, and the blackhole route.
+
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use ipnetwork::IpNetwork;
+use tracing::{debug, error, info, warn};
+
+use super::config::go_bool;
+use crate::firewall::{Intent, Ruleset};
+use crate::kernel::blackhole;
+use crate::kernel::firewall::{Keeper, Place, Watch, choose, clear, has_bridge_netfilter};
+use crate::kernel::netlink::Connection;
+use crate::model::{Family, NetworkConfig, SubnetKey};
+
+/// A change comes in several messages, and often with another right behind it.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Tools that fail at once are not started without a pause.
+const MIN_REST: Duration = Duration::from_secs(1);
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Traffic rules")]
+pub struct TrafficArgs {
+    /// Give containers' packets the host's address where they leave the
+    /// fabric's network.
+    #[arg(long, env = "FLANNELD_IP_MASQ", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
+    pub ip_masq: bool,
+
+    /// Leave the choice of source ports to the kernel's default instead of
+    /// drawing them fully at random.
+    #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
+    pub ip_masq_fully_random_disable: bool,
+
+    /// Networks that containers reach with their own source address, comma
+    /// separated. Default: `nonMasqueradeCIDRs` of the network config.
+    #[arg(long, env = "WEFT_NON_MASQUERADE_CIDRS", value_delimiter = ',', value_name = "CIDRS")]
+    pub non_masquerade_cidrs: Option<Vec<IpNetwork>>,
+
+    /// Accept what is forwarded to and from containers, whatever the host's
+    /// policy.
+    #[arg(long, env = "FLANNELD_IPTABLES_FORWARD_RULES", action = ArgAction::Set, num_args = 0..=1, default_value_t = true,
+          default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
+    pub iptables_forward_rules: bool,
+
+    /// Seconds between two looks whether the iptables rules are still there;
+    /// nftables tells by itself.
+    #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
+    pub iptables_resync: u32,
+
+    /// Drop what is sent to addresses of this node's subnet that no container
+    /// has.
+    #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
+          default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
+    pub ip_blackhole_route: bool,
+}
+
+/// The rules of a node, in force since `start`.
+#[derive(Debug)]
+pub struct Traffic {
+    /// `None` where no tool is installed.
+    keeper: Option<Keeper>,
+    families: Vec<Family>,
+    /// How often to look without a reason.
+    interval: Duration,
+    /// Subnets that have a blackhole route.
+    blackholes: Vec<IpNetwork>,
+    /// Tells of changes to nftables; iptables is looked at.
+    watch: Option<Watch>,
+    resync: Duration,
+    drops: Vec<String>,
+    complaint: Option<String>,
+}
+
+impl Traffic {
+    /// Puts the rules in force, and removes what stands elsewhere from another
+    /// mode or daemon. What cannot be done now is told of and tried again by
+    /// `run`: containers on other nodes can be reached without it.
+    pub async fn start(
+        args: &TrafficArgs,
+        config: &NetworkConfig,
+        own: &SubnetKey,
+        audit: Duration,
+    ) -> Traffic {
+        let families: Vec<_> = config.pools.iter().map(|(family, _)| family).collect();
+        let resync = Duration::from_secs(args.iptables_resync.into());
+        let rulesets = rulesets(args, config, own);
+        let keeper = keeper(args, config, &families, rulesets).await;
+        // Before the first look, so that no change is missed.
+        let watch = keeper.as_ref().and_then(watch);
+        let interval = if watch.is_some() { audit } else { resync };
+        let blackholes =
+            if args.ip_blackhole_route { own.nets().map(|(_, net)| net).collect() } else { vec![] };
+        let mut traffic =
+            Traffic { keeper, families, interval, blackholes, watch, resync, drops: vec![], complaint: None };
+        traffic.enforce("traffic rules are in force").await;
+        traffic.clear_elsewhere().await;
+        traffic.look_for_drops().await;
+        traffic.ensure_blackholes();
+        traffic
+    }
+
+    /// Puts back what others remove, for ever.
+    pub async fn run(mut self) {
+        let mut next_blackhole = tokio::time::Instant::now() + self.resync;
+        let mut next_look = tokio::time::Instant::now() + self.interval;
+        loop {
+            let notified = async {
+                match &mut self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = notified => {
+                    if let Err(error) = changed {
+                        warn!("{error}: looking every {} s", self.resync.as_secs());
+                        (self.watch, self.interval) = (None, self.resync);
+                    }
+                    tokio::time::sleep(SETTLE).await;
+                }
+                () = tokio::time::sleep_until(next_look) => {}
+                () = tokio::time::sleep_until(next_blackhole), if !self.blackholes.is_empty() => {
+                    self.ensure_blackholes();
+                    next_blackhole = tokio::time::Instant::now() + self.resync;
+                    continue;
+                }
+            }
+            let well = self.enforce("traffic rules were changed by others and are put back").await;
+            if self.watch.is_some() || !well {
+                self.look_for_drops().await;
+            }
+            let rest = if well { self.interval } else { self.resync.max(MIN_REST) };
+            next_look = tokio::time::Instant::now() + rest;
+        }
+    }
+
+    /// Whether all is as it should be now.
+    async fn enforce(&mut self, done: &str) -> bool {
+        let Some(keeper) = &mut self.keeper else { return true };
+        match keeper.enforce().await {
+            Ok(written) if written.is_empty() => {
+                self.complaint = None;
+                true
+            }
+            Ok(written) => {
+                info!(place = %keeper.place(), "{done}: {}", written.join(", "));
+                self.complaint = None;
+                true
+            }
+            Err(error) => {
+                let complaint = format!("traffic rules: {error}");
+                if self.complaint.as_ref() != Some(&complaint) {
+                    error!("{complaint}: trying again every {} s", self.resync.as_secs());
+                }
+                self.complaint = Some(complaint);
+                false
+            }
+        }
+    }
+
+    /// After the rules are in force, so that no packet goes without.
+    async fn clear_elsewhere(&self) {
+        for place in Place::all().await {
+            if self.keeper.as_ref().is_some_and(|keeper| keeper.place().is_same(&place)) {
+                continue;
+            }
+            for removed in clear(&place).await {
+                info!("removed {removed}: traffic rules do not stand there any more");
+            }
+        }
+    }
+
+    async fn look_for_drops(&mut self) {
+        let Some(keeper) = &self.keeper else { return };
+        let drops = keeper.place().foreign_drops(&self.families).await;
+        for drop in drops.iter().filter(|drop| !self.drops.contains(drop)) {
+            warn!(
+                "chain {drop} drops what it does not know, and no rule of {} can outvote it: accept the fabric's network there if containers are cut off",
+                keeper.place()
+            );
+        }
+        self.drops = drops;
+    }
+
+    fn ensure_blackholes(&self) {
+        let ensured =
+            Connection::open().and_then(|mut kernel| blackhole::ensure(&mut kernel, &self.blackholes));
+        match ensured {
+            Ok(0) => {}
+            Ok(changed) => info!(changed, "blackhole routes set right"),
+            Err(error) => warn!("{error}"),
+        }
+    }
+}
+
+fn rulesets(args: &TrafficArgs, config: &NetworkConfig, own: &SubnetKey) -> Vec<Ruleset> {
+    let mut plain = Vec::new();
+    for net in args.non_masquerade_cidrs.as_ref().unwrap_or(&config.non_masquerade) {
+        let net = IpNetwork::new(net.network(), net.prefix()).unwrap_or(*net);
+        if !plain.contains(&net) {
+            plain.push(net);
+        }
+    }
+    let intent = Intent { masquerade: args.ip_masq, forward: args.iptables_forward_rules, plain };
+    Family::BOTH.into_iter().map(|family| Ruleset::of(family, &intent, config, own)).collect()
+}
+
+async fn keeper(
+    args: &TrafficArgs,
+    config: &NetworkConfig,
+    families: &[Family],
+    rulesets: Vec<Ruleset>,
+) -> Option<Keeper> {
+    if rulesets.iter().all(Ruleset::is_empty) {
+        return None;
+    }
+    let Some((place, why)) = choose(config.enable_nftables, families).await else {
+        warn!(
+            "neither nft nor iptables is installed: no traffic rules; install either, or say --iptables-forward-rules=false"
+        );
+        return None;
+    };
+    match why {
+        Some(why) => warn!("traffic rules go to {place}: {why}"),
+        None => debug!("traffic rules go to {place}"),
+    }
+    if place != Place::Nftables && !has_bridge_netfilter() {
+        info!(
+            "br_netfilter is not loaded: packets between containers of one bridge pass by iptables, which matters to Kubernetes services only"
+        );
+    }
+    Some(Keeper::new(place, !args.ip_masq_fully_random_disable, rulesets).await)
+}
+
+fn watch(keeper: &Keeper) -> Option<Watch> {
+    if *keeper.place() != Place::Nftables {
+        return None;
+    }
+    Watch::open().inspect_err(|error| warn!("{error}: looking at the rules now and then instead")).ok()
+}
