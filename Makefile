@@ -76,4 +76,5 @@ install: build
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/weft
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/flannel
 	install -D -m 644 deploy/weft.service $(DESTDIR)/usr/lib/systemd/system/weft.service
+	install -D -m 644 deploy/docker.service.d/weft.conf $(DESTDIR)$(PREFIX)/share/weft/docker.service.d/weft.conf
 	install -D -m 644 deploy/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist

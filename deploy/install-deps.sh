@@ -34,6 +34,11 @@ if [ "$want" = test ]; then
     need jq jq
     need ethtool ethtool
     need curl curl
+    need dockerd docker.io
+    # From Debian 13 on the client is a package of its own.
+    need docker "$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io)"
+    need_file /bin/busybox busybox-static
+    need systemd-analyze systemd
 fi
 # rustup reads rust-toolchain.toml and brings the very compiler it names.
 if ! command -v cargo >/dev/null 2>&1; then
@@ -53,13 +58,23 @@ if [ -n "$missing" ]; then
         echo "install-deps: this script knows apt-get only; install these by hand:$missing" >&2
         exit 1
     }
+    # Debian starts etcd and Docker on installation, and Docker changes the
+    # machine's packet filter; the tests bring their own of both.
+    held=""
+    case "$missing" in *etcd-server*) held="$held etcd.service" ;; esac
+    case "$missing" in *docker.io*) held="$held docker.service docker.socket" ;; esac
+    [ -d /run/systemd/system ] || held=""
+    # shellcheck disable=SC2086 # a list of units
+    [ -z "$held" ] || $sudo systemctl mask $held
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -q
     # shellcheck disable=SC2086 # a list of packages
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
-    # Debian starts an etcd of its own on installation; the tests bring theirs.
-    case "$missing" in
-        *etcd-server*) [ ! -d /run/systemd/system ] || $sudo systemctl disable --now etcd || true ;;
-    esac
+    if [ -n "$held" ]; then
+        # shellcheck disable=SC2086 # a list of units
+        $sudo systemctl unmask $held
+        # shellcheck disable=SC2086
+        $sudo systemctl disable $held || true
+    fi
 fi
 
 if [ "$want" = test ] && ! command -v cargo-deny >/dev/null 2>&1; then
