@@ -1,8 +1,11 @@
 //! What a person types.
 
+mod config;
 mod demo;
 mod docker_opts;
 mod log;
+mod option_file;
+mod sources;
 mod status;
 mod store;
 
@@ -10,9 +13,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing::{info, warn};
 
-use crate::daemon::config::{DaemonArgs, double_dashes};
+use self::sources::{Resolved, SourceError};
+use crate::daemon::config::{DaemonArgs, UNUSED, double_dashes};
 
 /// An overlay network fabric: each node leases a subnet from a store and joins it
 /// to all others, by VXLAN or plain routes
@@ -29,14 +34,22 @@ struct Cli {
     command: Command,
 }
 
+const PRECEDENCE: &str = "\
+Each option is also read from WEFT_<NAME>, from FLANNELD_<NAME> where flannel has it, and from the
+option file, in this order; the command line beats them all. One dash or two, as with Go's flags.
+`weft config show` prints what is in force, and where it came from.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the fabric on this node
     ///
     /// Lease a subnet, join it to all others, and keep the kernel so until told to
     /// stop. Stopping leaves forwarding in place.
-    #[command(disable_version_flag = true)]
+    #[command(disable_version_flag = true, after_help = PRECEDENCE)]
     Daemon(Box<DaemonArgs>),
+    /// Show the options that are in force
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     Status(status::StatusArgs),
     Store(store::StoreArgs),
     DockerOpts(docker_opts::DockerOptsArgs),
@@ -46,8 +59,7 @@ enum Command {
 /// Runs what `args` say; `args[0]` is the name it was called by.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called = args.first().map(OsString::as_os_str).and_then(base_name).unwrap_or("weft").to_owned();
-    let cli = Cli::parse_from(as_subcommand(&called, args));
-    match run(cli.command, called == "flanneld") {
+    match run(&as_subcommand(&called, args), called == "flanneld") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, causes after colons, as the log has them.
@@ -57,8 +69,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
-    match command {
+fn run(args: &[OsString], as_flanneld: bool) -> anyhow::Result<()> {
+    let resolved = match sources::resolve(&Cli::command(), args, |name| std::env::var(name).ok()) {
+        Err(SourceError::CommandLine(error)) => error.exit(),
+        resolved => resolved?,
+    };
+    let cli = Cli::from_arg_matches(&resolved.matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
         // Where flanneld prints it.
         Command::Daemon(args) if args.version => {
             eprintln!("weft {}", env!("CARGO_PKG_VERSION"));
@@ -66,8 +83,10 @@ fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
         }
         Command::Daemon(args) => {
             log::init(&args.log)?;
+            remark(&resolved);
             runtime()?.block_on(crate::daemon::run(*args, as_flanneld))
         }
+        Command::Config(config::ConfigCommand::Show(args)) => config::show(&args, &resolved),
         Command::Status(args) => runtime()?.block_on(status::run(args)),
         Command::Store(args) => {
             log::init(&args.log)?;
@@ -75,6 +94,19 @@ fn run(command: Command, as_flanneld: bool) -> anyhow::Result<()> {
         }
         Command::DockerOpts(args) => docker_opts::run(&args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
+    }
+}
+
+/// Says which options were passed over or have no effect.
+fn remark(resolved: &Resolved) {
+    for note in &resolved.notes {
+        warn!("{note}");
+    }
+    for flag in UNUSED {
+        if resolved.leaf().value_source(flag.name).is_some() {
+            let source = resolved.source(flag.name);
+            info!("--{} ({source}) has no effect: {}", flag.name, flag.why);
+        }
     }
 }
 
@@ -86,13 +118,12 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// `flanneld …` and `weftd …` are `weft daemon …`, with Go's flag spellings.
 fn as_subcommand(called: &str, args: Vec<OsString>) -> Vec<OsString> {
-    let daemon = matches!(called, "flanneld" | "weftd") || args.get(1).is_some_and(|arg| arg == "daemon");
-    if !daemon {
+    let is_daemon = matches!(called, "flanneld" | "weftd");
+    if !is_daemon && !args.get(1).is_some_and(|arg| arg == "daemon" || arg == "config") {
         return args;
     }
-    let skip = if matches!(called, "flanneld" | "weftd") { 1 } else { 2 };
-    let head = ["weft", "daemon"].map(OsString::from);
-    head.into_iter().chain(double_dashes(args.into_iter().skip(skip))).collect()
+    let head: &[&str] = if is_daemon { &["weft", "daemon"] } else { &["weft"] };
+    head.iter().map(OsString::from).chain(double_dashes(args.into_iter().skip(1))).collect()
 }
 
 fn base_name(path: &OsStr) -> Option<&str> {
@@ -108,6 +139,25 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// Short enough to skim: a group for each concern, a line or two for each
+    /// option.
+    #[test]
+    fn the_daemons_help_groups_its_options() {
+        let mut cli = Cli::command();
+        let daemon = cli.find_subcommand_mut("daemon").unwrap();
+        let help = daemon.clone().term_width(100).render_help().to_string();
+        let is_heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ');
+        for heading in ["Interface:", "Lease:", "Kernel:", "Health:", "etcd:", "Log:"] {
+            assert!(help.lines().any(|line| line == heading), "{heading} in {help}");
+        }
+        let plain: Vec<_> = help.lines().skip_while(|line| *line != "Options:").skip(1).collect();
+        let plain = plain.iter().take_while(|line| !is_heading(line)).filter(|line| line.contains("--"));
+        assert_eq!(plain.count(), 3, "config, version and help alone stand outside a group: {help}");
+        let options = daemon.get_arguments().filter(|arg| !arg.is_hide_set()).count();
+        assert!(help.lines().count() < 4 * options, "{help}");
+        assert!(help.contains("WEFT_<NAME>"), "{help}");
     }
 
     #[test]

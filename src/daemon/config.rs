@@ -50,6 +50,7 @@ pub struct DaemonArgs {
 
     /// File that tells the CNI plugin and Docker what this node has.
     #[arg(
+        help_heading = "Lease",
         long,
         env = "FLANNELD_SUBNET_FILE",
         default_value = "/run/flannel/subnet.env",
@@ -58,7 +59,7 @@ pub struct DaemonArgs {
     pub subnet_file: PathBuf,
 
     /// Minutes before its end at which the lease is renewed.
-    #[arg(
+    #[arg(help_heading = "Lease", 
         long,
         env = "FLANNELD_SUBNET_LEASE_RENEW_MARGIN",
         default_value_t = 60,
@@ -68,23 +69,23 @@ pub struct DaemonArgs {
     pub subnet_lease_renew_margin: u16,
 
     /// Socket that `weft status` asks.
-    #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = crate::daemon::admin::SOCKET, value_name = "PATH")]
+    #[arg(help_heading = "Health", long, env = "WEFT_ADMIN_SOCKET", default_value = crate::daemon::admin::SOCKET, value_name = "PATH")]
     pub admin_socket: PathBuf,
 
     /// Seconds between audits of the kernel. Notifications drive repairs; the
     /// audit backs them up.
-    #[arg(long, env = "WEFT_AUDIT_INTERVAL", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
+    #[arg(help_heading = "Kernel", long, env = "WEFT_AUDIT_INTERVAL", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
     pub audit_interval: u32,
 
     /// Switch tx-checksum offload of the tunnel off: the cure where an
     /// underlay's driver spoils checksums of encapsulated packets.
-    #[arg(long, env = "WEFT_TX_CHECKSUM_OFF", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
+    #[arg(help_heading = "Kernel", long, env = "WEFT_TX_CHECKSUM_OFF", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
     pub tx_checksum_off: bool,
 
     /// Write next hops into each route even where the kernel has nexthop
     /// objects.
-    #[arg(long, env = "WEFT_PLAIN_ROUTES", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
+    #[arg(help_heading = "Kernel", long, env = "WEFT_PLAIN_ROUTES", action = ArgAction::Set, num_args = 0..=1, default_value_t = false,
           default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
     pub plain_routes: bool,
 
