@@ -3,7 +3,8 @@
 //! counters decide.
 //!
 //! One host is real; its peers are records in the store, so that all of their
-//! addresses are known. The host's subnet is pinned by a lease made for it.
+//! addresses are known. The host's subnet is pinned by a lease made for it or by
+//! a subnet file.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,13 +19,16 @@ pub struct Scene {
     config: &'static str,
     /// The host's own key below `subnets/`.
     own: &'static str,
-    /// What is in the store under it; the `VtepMAC`s are as drawn by chance.
-    lease: &'static str,
+    /// What is in the store under it, the `VtepMAC`s as drawn by chance.
+    lease: Option<&'static str>,
+    /// The subnet file that an earlier run left.
+    subnet_env: Option<&'static str>,
     peers: [(&'static str, &'static str); 3],
 }
 
-/// The first peer leaves during the scene, the third is behind a router.
-pub const SCENES: [Scene; 6] = [
+/// The first peer leaves during the scene, the second moves, the third joins; with
+/// vxlan it is behind a router.
+pub const SCENES: [Scene; 7] = [
     Scene { name: "vxlan", config: r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#, ..VXLAN },
     Scene {
         name: "vxlan-options",
@@ -40,7 +44,10 @@ pub const SCENES: [Scene; 6] = [
         name: "vxlan-dual",
         config: r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#,
         own: "10.42.1.0-24&fd42:0:0:1::-64",
-        lease: r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:06:01"}}"#,
+        subnet_env: None,
+        lease: Some(
+            r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:06:01"}}"#,
+        ),
         peers: [
             (
                 "10.42.2.0-24&fd42:0:0:2::-64",
@@ -60,7 +67,8 @@ pub const SCENES: [Scene; 6] = [
         name: "host-gw",
         config: r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#,
         own: "10.42.1.0-24",
-        lease: r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"host-gw"}"#,
+        subnet_env: None,
+        lease: Some(r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"host-gw"}"#),
         peers: [
             ("10.42.2.0-24", r#"{"PublicIP":"192.168.77.2","PublicIPv6":null,"BackendType":"host-gw"}"#),
             ("10.42.3.0-24", r#"{"PublicIP":"192.168.77.3","PublicIPv6":null,"BackendType":"host-gw"}"#),
@@ -71,7 +79,8 @@ pub const SCENES: [Scene; 6] = [
         name: "host-gw-dual",
         config: r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"host-gw"}}"#,
         own: "10.42.1.0-24&fd42:0:0:1::-64",
-        lease: r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"host-gw"}"#,
+        subnet_env: None,
+        lease: Some(r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"host-gw"}"#),
         peers: [
             (
                 "10.42.2.0-24&fd42:0:0:2::-64",
@@ -87,13 +96,26 @@ pub const SCENES: [Scene; 6] = [
             ),
         ],
     },
+    // Without a lease of its own: the subnet file says what it had.
+    Scene {
+        name: "vxlan-returning",
+        config: r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+        lease: None,
+        subnet_env: Some(
+            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n",
+        ),
+        ..VXLAN
+    },
 ];
 
 const VXLAN: Scene = Scene {
     name: "",
     config: "",
     own: "10.42.1.0-24",
-    lease: r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
+    subnet_env: None,
+    lease: Some(
+        r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
+    ),
     peers: [
         (
             "10.42.2.0-24",
@@ -115,16 +137,22 @@ pub fn file(scene: &Scene) -> PathBuf {
     PathBuf::from(format!("{}/tests/golden/flanneld/{}.json", env!("CARGO_MANIFEST_DIR"), scene.name))
 }
 
-/// Two peers are there at the start, one joins, one leaves. `start` runs the
+/// Two peers are there at the start, one joins, one leaves, one moves to another
+/// address. `start` runs the
 /// daemon under test; its subnet file is `subnet.env` in the host's folder.
 pub fn play(scene: &Scene, start: impl FnOnce(&Stage, &Host) -> Daemon) -> Value {
     let stage = Stage::new("golden");
     let host = stage.lab.host("h1").unwrap();
     stage.put("config", scene.config);
-    let granted = stage.etcdctl(&["lease", "grant", "86400"]);
-    let lease = granted.split_whitespace().nth(1).unwrap();
-    let own = format!("{PREFIX}/subnets/{}", scene.own);
-    stage.etcdctl(&["put", "--lease", lease, &own, scene.lease]);
+    if let Some(text) = scene.subnet_env {
+        std::fs::write(host.dir().join("subnet.env"), text).unwrap();
+    }
+    if let Some(record) = scene.lease {
+        let granted = stage.etcdctl(&["lease", "grant", "86400"]);
+        let lease = granted.split_whitespace().nth(1).unwrap();
+        let own = format!("{PREFIX}/subnets/{}", scene.own);
+        stage.etcdctl(&["put", "--lease", lease, &own, record]);
+    }
     let [leaving, staying, joining] = scene.peers;
     for (key, lease) in [leaving, staying] {
         stage.put(&format!("subnets/{key}"), lease);
@@ -148,7 +176,16 @@ pub fn play(scene: &Scene, start: impl FnOnce(&Stage, &Host) -> Daemon) -> Value
     stage.etcdctl(&["del", &format!("{PREFIX}/subnets/{}", leaving.0)]);
     reached(leaving, false);
     let left = settled(&stage, &host, scene);
-    json!({ "three peers": whole, "one left": left })
+    let moved = |text: &str| {
+        [("77.3\"", "77.33\""), ("::3\"", "::33\""), (":03\"", ":33\"")]
+            .iter()
+            .fold(text.to_owned(), |text, (old, new)| text.replace(old, new))
+    };
+    stage.put(&format!("subnets/{}", staying.0), &moved(staying.1));
+    let arrived = || picture(&stage, &host, scene).to_string().contains("33\"");
+    wait_until(SOON, "the moved peer", arrived).unwrap();
+    let moved = settled(&stage, &host, scene);
+    json!({ "1 three peers": whole, "2 one left": left, "3 one moved": moved })
 }
 
 /// The picture once it has been the same for half a second.
