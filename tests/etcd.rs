@@ -483,7 +483,7 @@ fn assert_put(event: &StoreEvent, subnet: &str) {
 
 fn want(node: u8) -> Want {
     let attrs = attrs(node, "be:d6:9e:dd:59:cc");
-    Want { config: config(r#"{"Network":"10.5.0.0/16"}"#), attrs, previous: None }
+    Want { config: config(r#"{"Network":"10.5.0.0/16"}"#), attrs, previous: None, no_other: false }
 }
 
 fn attrs(node: u8, mac: &str) -> LeaseAttrs {

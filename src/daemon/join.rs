@@ -53,6 +53,7 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
         config: network.clone(),
         attrs: backend.attrs(&node, &identity),
         previous: previous_subnet(args),
+        no_other: false,
     };
     let held = patiently("a lease", || store.acquire(&snapshot, &want)).await?;
     info!(subnet = %held.stored.lease.key, backend = backend.kind(), "this node's subnet");

@@ -10,12 +10,12 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::join::patiently;
-use crate::model::SubnetKey;
+use crate::model::LeaseAttrs;
 use crate::reconciler::Target;
 use crate::subnet::renewal::{Due, Timer};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::table::LeaseTable;
-use crate::subnet::{Held, Renewal, StoreEvent, Want, alloc};
+use crate::subnet::{Held, Renewal, StoreEvent, Want};
 
 /// The table of leases, and who is told when it changes.
 #[derive(Debug)]
@@ -23,18 +23,21 @@ pub struct Leases {
     table: Mutex<LeaseTable>,
     /// The reconciler's.
     target: Target,
-    /// Our own lease is in doubt: for its keeper.
+    /// Our own lease is in doubt, or says what is out of date: for its keeper.
     doubt: Notify,
+    /// What was asked for, to ask for again.
+    want: Mutex<Want>,
     /// Why we hold no lease, while that is so.
     lost: Mutex<Option<String>>,
 }
 
 impl Leases {
-    pub fn new(held: Held, target: Target) -> Leases {
+    pub fn new(held: Held, want: Want, target: Target) -> Leases {
         Leases {
             table: Mutex::new(LeaseTable::new(held)),
             target,
             doubt: Notify::new(),
+            want: Mutex::new(want),
             lost: Mutex::new(None),
         }
     }
@@ -50,6 +53,16 @@ impl Leases {
 
     pub fn lost(&self) -> Option<String> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What other nodes are to know of this one from now on.
+    pub fn set_attrs(&self, attrs: LeaseAttrs) {
+        self.want.lock().unwrap_or_else(PoisonError::into_inner).attrs = attrs;
+        self.doubt.notify_one();
+    }
+
+    fn want(&self) -> Want {
+        self.want.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_own(&self, held: Held) {
@@ -97,8 +110,9 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
     }
 }
 
-/// Renews our lease, and takes the same subnet again where the store forgot it.
-pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, want: Want, margin: Duration) {
+/// Renews our lease, publishes what changed of this node, and takes the same
+/// subnet again where the store forgot it.
+pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, margin: Duration) {
     let mut timer = Timer::new(margin, Instant::now(), leases.own().ttl);
     loop {
         match timer.due(Instant::now()) {
@@ -112,24 +126,34 @@ pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, want: Want, margin
                     () = leases.doubt.notified() => timer.hurry(Instant::now()),
                 }
             }
-            Due::Renew => renew(&*store, &leases, &want, &mut timer).await,
-            Due::Acquire => acquire_again(&*store, &leases, &want, &mut timer).await,
+            Due::Renew => renew(&*store, &leases, &mut timer).await,
+            Due::Acquire => acquire_again(&*store, &leases, &mut timer).await,
         }
     }
 }
 
-async fn renew(store: &dyn Store, leases: &Leases, want: &Want, timer: &mut Timer) {
-    let mut held = leases.own();
-    match store.renew(&held).await {
-        Ok(Renewal::Renewed(ttl)) => {
-            debug!(?ttl, "lease renewed");
-            timer.renewed(Instant::now(), ttl);
-            held.ttl = ttl;
+async fn renew(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
+    let (held, want) = (leases.own(), leases.want());
+    let renewed = match held.stored.lease.attrs == want.attrs {
+        true => store.renew(&held).await.map(|renewal| match renewal {
+            Renewal::Renewed(ttl) => Some(Held { ttl, ..held.clone() }),
+            Renewal::Lost => None,
+        }),
+        false => store.update(&held, &want.attrs).await.inspect(|updated| {
+            if updated.is_some() {
+                info!("published: {}", want.attrs.to_json());
+            }
+        }),
+    };
+    match renewed {
+        Ok(Some(held)) => {
+            debug!(ttl = ?held.ttl, "lease renewed");
+            timer.renewed(Instant::now(), held.ttl);
             leases.set_own(held);
         }
-        Ok(Renewal::Lost) => {
+        Ok(None) => {
             warn!(subnet = %held.stored.lease.key, "the store no longer has our lease: taking it again");
-            acquire_again(store, leases, want, timer).await;
+            acquire_again(store, leases, timer).await;
         }
         Err(error) => {
             warn!("renewal of {}: {error}", held.stored.lease.key);
@@ -139,46 +163,35 @@ async fn renew(store: &dyn Store, leases: &Leases, want: &Want, timer: &mut Time
 }
 
 /// Containers run in our subnet, so another one is no substitute: where someone
-/// else holds it we say so, keep forwarding what works, and try again.
-async fn acquire_again(store: &dyn Store, leases: &Leases, want: &Want, timer: &mut Timer) {
-    let key = leases.own().stored.lease.key;
-    let taken = match take(store, key, want).await {
+/// else holds it we say so, keep forwarding what works, write nothing, and look
+/// again.
+async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
+    let held = leases.own();
+    let key = held.stored.lease.key;
+    let why = match take(store, &held, leases.want()).await {
         Ok(held) => {
-            info!(subnet = %held.stored.lease.key, "lease taken again");
+            info!(subnet = %key, "lease taken again");
             timer.renewed(Instant::now(), held.ttl);
             return leases.set_own(held);
         }
-        Err(taken) => taken,
+        Err(StoreError::Exhausted(holder)) => format!(
+            "subnet {key} is lost: {holder}: containers keep running, but other nodes no longer reach them: free the subnet and it is taken again, or restart the daemon for another one"
+        ),
+        Err(error) => format!("subnet {key} is lost: {error}"),
     };
-    if leases.lost().as_ref() != Some(&taken) {
-        error!("{taken}");
+    if leases.lost().as_ref() != Some(&why) {
+        error!("{why}");
     }
-    leases.set_lost(taken);
+    leases.set_lost(why);
     timer.failed(Instant::now(), rand::random());
 }
 
-async fn take(store: &dyn Store, key: SubnetKey, want: &Want) -> Result<Held, String> {
-    let says = |error: StoreError| format!("subnet {key} is not ours in the store: {error}");
-    let snapshot = patiently("leases", || store.snapshot()).await.map_err(says)?;
-    let other = snapshot.leases.iter().find(|stored| {
-        stored.lease.key.overlaps(&key)
-            && !alloc::is_own(&want.attrs.public_ip, &stored.lease.attrs.public_ip)
-    });
-    if let Some(other) = other {
-        let holder =
-            other.lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ");
-        return Err(format!(
-            "subnet {key} was lost to {holder} ({}): containers keep running; move them or free the subnet, then restart the daemon for a new one",
-            other.lease.key
-        ));
+async fn take(store: &dyn Store, held: &Held, want: Want) -> Result<Held, StoreError> {
+    // Published under an address that is ours no more, it does not look ours.
+    if let Some(held) = store.update(held, &want.attrs).await? {
+        return Ok(held);
     }
-    let want = Want { previous: Some(key), ..want.clone() };
-    let held = store.acquire(&snapshot, &want).await.map_err(says)?;
-    if held.stored.lease.key != key {
-        return Err(format!(
-            "subnet {key} was lost and {} leased instead: containers keep running; restart the daemon to move to it",
-            held.stored.lease.key
-        ));
-    }
-    Ok(held)
+    let snapshot = patiently("leases", || store.snapshot()).await?;
+    let want = Want { previous: Some(held.stored.lease.key), no_other: true, ..want };
+    store.acquire(&snapshot, &want).await
 }

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod config;
+mod follow_uplink;
 mod join;
 mod leases;
 mod seed;
@@ -23,13 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::config::DaemonArgs;
+use self::follow_uplink::Uplink;
 use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
 use self::traffic::Traffic;
 use crate::backends::Peers;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
-use crate::model::SubnetEnv;
+use crate::model::{NetworkConfig, SubnetEnv, SubnetKey};
 use crate::reconciler::{self, Inputs, Reconciler, Settings, Target};
 use crate::subnet::env_file;
 
@@ -63,7 +65,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let joined = join::join(args, &*store).await?;
     let own = &joined.held.stored.lease.key;
     let traffic = Traffic::start(&args.traffic, &joined.network, own, args.audit_interval()).await;
-    write_subnet_env(args, &joined)?;
+    write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
     tasks.spawn_endless("traffic rules", traffic.run());
 
     let target = Target::new(Inputs {
@@ -73,21 +75,26 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
         peers: peers(&joined),
     });
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
-    let leases = Arc::new(Leases::new(joined.held.clone(), target));
+    let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
     let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone());
     let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
     let events = store.watch(joined.snapshot.clone());
     tasks.spawn_endless("lease watch", leases::follow(events, leases.clone()));
-    tasks.spawn_endless("lease keeper", leases::keep(store, leases, joined.want, args.renew_margin()));
+    tasks.spawn_endless("lease keeper", leases::keep(store, leases.clone(), args.renew_margin()));
+    follow_uplink(args, &joined, target, leases, tasks)?;
     announce(&reconciler).await;
     Ok(())
 }
 
-fn write_subnet_env(args: &DaemonArgs, joined: &Joined) -> anyhow::Result<()> {
-    let mtu = joined.backend.mtu(&joined.node);
-    let env = SubnetEnv::new(&joined.network, &joined.held.stored.lease.key, mtu, args.traffic.ip_masq);
+fn write_subnet_env(
+    args: &DaemonArgs,
+    network: &NetworkConfig,
+    own: &SubnetKey,
+    mtu: u32,
+) -> anyhow::Result<()> {
+    let env = SubnetEnv::new(network, own, mtu, args.traffic.ip_masq);
     if env_file::write(&args.subnet_file, &env)? {
         info!("wrote {}", args.subnet_file.display());
     }
@@ -121,6 +128,25 @@ fn start_reconciler(
     let stop = tasks.stop.clone();
     tasks.spawn("reconciler", async { reconciler.run(stop).await.map_err(Into::into) });
     Ok(handle)
+}
+
+fn follow_uplink(
+    args: &DaemonArgs,
+    joined: &Joined,
+    target: Target,
+    leases: Arc<Leases>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
+    let events = Monitor::of_addresses()?;
+    let uplink = Uplink::new(args, joined, target, leases);
+    let stop = tasks.stop.clone();
+    tasks.spawn("uplink", async move {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = uplink.follow(events) => ended,
+        }
+    });
+    Ok(())
 }
 
 /// Tells systemd that containers may come: the kernel is as it should be, or we

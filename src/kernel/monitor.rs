@@ -11,7 +11,9 @@ use super::entry::event;
 use super::netlink::{Cause, NetlinkError, in_netns, messages, raise_buffers};
 use super::{Events, KernelEvent};
 
-const GROUPS: [MulticastGroup; 7] = [
+const ADDRESSES: &[MulticastGroup] =
+    &[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+const ALL: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
@@ -36,10 +38,19 @@ impl Monitor {
     /// In the namespace of the calling thread, or in `netns`. Needs a tokio
     /// runtime.
     pub fn open(netns: Option<BorrowedFd<'_>>) -> Result<Monitor, NetlinkError> {
-        let socket = match netns {
-            Some(netns) => in_netns(netns, open_socket).flatten(),
-            None => open_socket(),
-        };
+        Monitor::register(match netns {
+            Some(netns) => in_netns(netns, || open_socket(ALL)).flatten(),
+            None => open_socket(ALL),
+        })
+    }
+
+    /// For links and their addresses alone, in the namespace of the calling
+    /// thread.
+    pub fn of_addresses() -> Result<Monitor, NetlinkError> {
+        Monitor::register(open_socket(ADDRESSES))
+    }
+
+    fn register(socket: io::Result<Socket>) -> Result<Monitor, NetlinkError> {
         let registered = socket.and_then(|socket| {
             // SAFETY: the socket owns its descriptor, gives out the same one at
             // every call, and closes it only when dropped.
@@ -56,12 +67,12 @@ impl Monitor {
     }
 }
 
-fn open_socket() -> io::Result<Socket> {
+fn open_socket(groups: &[MulticastGroup]) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.set_non_blocking(true)?;
     raise_buffers(&socket);
     socket.bind_auto()?;
-    for group in GROUPS {
+    for &group in groups {
         match socket.add_membership(group as u32) {
             // A kernel without nexthop objects has no such group.
             Err(_) if group == MulticastGroup::Nexthop => {}

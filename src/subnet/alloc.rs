@@ -69,6 +69,32 @@ pub fn choose<'a>(
     Decision { stale, choice: draw(config, &taken, &mut random) }
 }
 
+/// The same for a node whose containers live in `key`: that subnet or none.
+pub fn choose_again<'a>(
+    config: &NetworkConfig,
+    listing: &'a Snapshot,
+    own: &PerFamily<IpAddr>,
+    key: SubnetKey,
+) -> Decision<'a> {
+    let choice = |choice| Decision { stale: Vec::new(), choice };
+    let is_ours = |stored: &&StoredLease| is_own(own, &stored.lease.attrs.public_ip);
+    if let Some(kept) = listing.leases.iter().filter(is_ours).find(|stored| stored.lease.key == key) {
+        return choice(Choice::Keep(kept));
+    }
+    if let Some(other) = listing.leases.iter().find(|stored| blocks(config, &stored.lease.key, &key)) {
+        let holder: Vec<_> = other.lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect();
+        let what = if other.lease_id.is_some() { "leased to" } else { "reserved for" };
+        let why = format!("{} is {what} {}", other.lease.key, holder.join(", "));
+        return choice(Choice::Exhausted(why));
+    }
+    let bad = |bad: &&super::BadRecord| bad.subnet.is_some_and(|bad| blocks(config, &bad, &key));
+    if let Some(bad) = listing.bad.iter().find(bad) {
+        let why = format!("the record {} holds {key} and does not parse: {}", bad.key, bad.reason);
+        return choice(Choice::Exhausted(why));
+    }
+    choice(Choice::Take(key))
+}
+
 /// Whether `published` is the identity of the node that has `own`: the IPv4
 /// address, or the IPv6 address of a node that has no other.
 pub fn is_own(own: &PerFamily<IpAddr>, published: &PerFamily<IpAddr>) -> bool {
@@ -244,6 +270,17 @@ mod tests {
         assert_eq!(kept(Some("10.5.3.0-24")), key("10.5.3.0-24"));
         assert_eq!(kept(None), key("10.5.2.0-24"));
         assert_eq!(kept(Some("10.5.4.0-24")), key("10.5.2.0-24"), "another node's now");
+    }
+
+    #[test]
+    fn a_node_with_containers_takes_its_subnet_again_or_none() {
+        let config = config(r#"{"Network":"10.5.0.0/16"}"#);
+        let listing = listing(vec![lease("10.5.1.0-24", 9, Some(1)), lease("10.5.2.0-24", 8, Some(2))]);
+        let again = |text| choose_again(&config, &listing, &ip(9), key(text)).choice;
+        assert_eq!(again("10.5.1.0-24"), Choice::Keep(&listing.leases[0]));
+        assert_eq!(again("10.5.3.0-24"), Choice::Take(key("10.5.3.0-24")));
+        let taken = Choice::Exhausted("10.5.2.0-24 is leased to 192.0.2.8".into());
+        assert_eq!(again("10.5.2.0-24"), taken);
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Want {
     pub attrs: LeaseAttrs,
     /// The subnet that `subnet.env` remembers.
     pub previous: Option<SubnetKey>,
+    /// Containers live in `previous`: no other will do.
+    pub no_other: bool,
 }
 
 /// The lease this node holds.

@@ -26,9 +26,10 @@ pub struct LeaseTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnState {
     Held,
-    /// Deleted, spoilt, or another node's: renew, and acquire again where the
-    /// renewal says `Lost`.
+    /// Deleted or spoilt: renew, and acquire again where the renewal says `Lost`.
     Doubtful,
+    /// It says what we did not write: renew just so, and wait for its end.
+    Foreign,
 }
 
 /// What an event changed.
@@ -66,7 +67,7 @@ impl LeaseTable {
     pub fn apply(&mut self, event: StoreEvent) -> Change {
         let before = self.own_state;
         let change = self.take_in(event);
-        Change { doubt: self.own_state != before && self.own_state == OwnState::Doubtful, ..change }
+        Change { doubt: self.own_state != before && self.own_state != OwnState::Held, ..change }
     }
 
     /// The other nodes' leases; never our own.
@@ -176,8 +177,11 @@ impl LeaseTable {
 
     /// Our record is ours as long as it says what we wrote.
     fn judge_own(&mut self, found: Option<&LeaseAttrs>) {
-        let held = found == Some(&self.own.stored.lease.attrs);
-        self.own_state = if held { OwnState::Held } else { OwnState::Doubtful };
+        self.own_state = match found {
+            None => OwnState::Doubtful,
+            Some(attrs) if *attrs == self.own.stored.lease.attrs => OwnState::Held,
+            Some(_) => OwnState::Foreign,
+        };
     }
 
     fn own_key(&self) -> SubnetKey {
@@ -250,10 +254,20 @@ mod tests {
             assert_eq!(table.own_state(), OwnState::Held);
             assert!(table.apply(doubt.clone()).doubt);
             assert!(!table.apply(doubt).doubt, "told once");
-            assert_eq!((table.own_state(), peers(&table)), (OwnState::Doubtful, vec![2]));
+            assert_ne!(table.own_state(), OwnState::Held);
+            assert_eq!(peers(&table), [2]);
             table.set_own(held(OWN));
             assert_eq!(table.own_state(), OwnState::Held);
         }
+    }
+
+    #[test]
+    fn a_subnet_that_was_anothers_is_told_of_when_it_is_free() {
+        let mut table = seeded(&[OWN]);
+        let mut foreign = stored(OWN);
+        foreign.lease.attrs = stored(7).lease.attrs;
+        assert!(table.apply(StoreEvent::Put(foreign)).doubt);
+        assert!(table.apply(StoreEvent::Delete(key(OWN))).doubt);
     }
 
     #[test]

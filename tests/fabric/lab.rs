@@ -69,6 +69,10 @@ impl Fabric {
     }
 
     pub fn start(&mut self, i: usize, extra: &[&str]) {
+        self.start_with(i, extra, &[]);
+    }
+
+    pub fn start_with(&mut self, i: usize, extra: &[&str], env: &[(&str, &str)]) {
         let host = &self.hosts[i];
         let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
         command
@@ -77,7 +81,8 @@ impl Fabric {
             .arg(host.dir().join("subnet.env"))
             .arg("--admin-socket")
             .arg(host.dir().join("admin.sock"))
-            .args(extra);
+            .args(extra)
+            .envs(env.iter().copied());
         let daemon = host.spawn("weft", &mut command).expect("the lab");
         match i < self.daemons.len() {
             true => self.daemons[i] = daemon,
@@ -123,6 +128,11 @@ impl Fabric {
         subnet.replace(".1/", ".0/")
     }
 
+    /// The store's key of the node's lease.
+    pub fn key_of(&self, i: usize) -> String {
+        format!("/coreos.com/network/subnets/{}", self.subnet_of(i).replace('/', "-"))
+    }
+
     pub fn has_route(&self, i: usize, dst: &str) -> bool {
         let routes = self.hosts[i].ip_json(&format!("route show {dst}")).expect("the lab");
         routes.as_array().is_some_and(|routes| !routes.is_empty())
@@ -144,6 +154,17 @@ impl Fabric {
         let url = self.etcd_url();
         let all = ["ETCDCTL_API=3", "etcdctl", "--endpoints", &url];
         self.lab.switch().run("env", all.iter().chain(args))
+    }
+
+    /// With something on its standard input.
+    pub fn etcdctl_in(&self, args: &[&str], input: &str) -> String {
+        let mut command = self.lab.switch().command("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.etcd_url()]).args(args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("etcdctl");
+        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("etcdctl reads");
+        let output = child.wait_with_output().expect("etcdctl ends");
+        assert!(output.status.success(), "etcdctl {args:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// A container on host `i`, wired by the plugin as a runtime would.

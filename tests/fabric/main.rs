@@ -2,6 +2,8 @@
 //! plugin, on hosts that are network namespaces.
 
 mod lab;
+mod leases;
+mod uplink;
 
 use std::time::Duration;
 

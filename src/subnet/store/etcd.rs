@@ -18,6 +18,8 @@ use etcd_client::GetOptions;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+use crate::model::LeaseAttrs;
+
 use super::{Held, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
 use connection::{Connection, Failure};
 use keyspace::Keyspace;
@@ -156,6 +158,14 @@ impl Store for EtcdStore {
 
     fn renew<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Renewal, StoreError>> {
         Box::pin(renew::renew(self, held))
+    }
+
+    fn update<'a>(
+        &'a self,
+        held: &'a Held,
+        attrs: &'a LeaseAttrs,
+    ) -> BoxFuture<'a, Result<Option<Held>, StoreError>> {
+        Box::pin(renew::update(self, held, attrs))
     }
 
     fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {

@@ -7,6 +7,8 @@ mod etcd;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+use crate::model::LeaseAttrs;
+
 pub use super::record::{BadRecord, Held, Renewal, Snapshot, StoreEvent, StoredLease, Want};
 pub use etcd::{Credentials, EtcdConfig, EtcdStore, TlsFiles};
 
@@ -19,7 +21,8 @@ pub trait Store: Send + Sync {
 
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>>;
 
-    /// Take a subnet: our own lease's, else `previous`, else a free one. A lost
+    /// Take a subnet: our own lease's, else `previous`, else a free one where
+    /// `want` leaves the choice. A lost
     /// race is tried again with a fresh listing, never reported.
     fn acquire<'a>(
         &'a self,
@@ -30,6 +33,14 @@ pub trait Store: Send + Sync {
     /// Keep our lease alive without touching its key, so that no peer wakes.
     /// A record of ours that someone spoilt is put right.
     fn renew<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Renewal, StoreError>>;
+
+    /// Publish `attrs` with the lease we hold: our address or our tunnel changed.
+    /// `None` where it is no longer ours.
+    fn update<'a>(
+        &'a self,
+        held: &'a Held,
+        attrs: &'a LeaseAttrs,
+    ) -> BoxFuture<'a, Result<Option<Held>, StoreError>>;
 
     /// Changes from `from` on, for ever: it reconnects, resumes and survives
     /// compaction by itself. Emits `from` as its first event.
@@ -45,6 +56,7 @@ pub enum StoreError {
     /// The store refuses (authentication, permission): a person must act.
     #[error("{store}: {cause}")]
     Refused { store: String, cause: String },
+    /// There is no free subnet, or the one asked for is another's.
     #[error("no free subnet: {0}")]
     Exhausted(String),
 }

@@ -48,14 +48,17 @@ pub(super) struct Grant {
 
 impl Claim<'_> {
     async fn run(&mut self, snapshot: &Snapshot) -> Result<Held, StoreError> {
-        let Want { config, attrs, previous } = self.want;
-        let mut previous = *previous;
+        let Want { config, attrs, no_other, .. } = self.want;
+        let mut previous = self.want.previous;
         let mut listing = Cow::Borrowed(snapshot);
         let mut full = 0;
         let mut pauses = pauses(Duration::from_millis(10), Duration::from_millis(500));
         loop {
             let random = |n| rand::random_range(0..n);
-            let decision = alloc::choose(config, &listing, &attrs.public_ip, previous, random);
+            let decision = match previous.filter(|_| *no_other) {
+                Some(key) => alloc::choose_again(config, &listing, &attrs.public_ip, key),
+                None => alloc::choose(config, &listing, &attrs.public_ip, previous, random),
+            };
             for stale in decision.stale {
                 self.delete(stale).await.map_err(|failure| self.store.error(&failure))?;
             }

@@ -126,6 +126,13 @@ impl Connection {
         self.current.store(next, Ordering::Relaxed);
     }
 
+    /// Connect afresh at the next call.
+    pub(super) async fn reset(&self) {
+        for endpoint in &self.endpoints {
+            *endpoint.client.lock().await = None;
+        }
+    }
+
     async fn client(&self, endpoint: &Endpoint) -> Result<Client, Error> {
         let mut slot = endpoint.client.lock().await;
         if let Some(client) = slot.as_ref() {
