@@ -1,6 +1,9 @@
 //! The whole fabric with real packets: etcd, daemons and containers wired by the
 //! plugin, on hosts that are network namespaces.
 
+// Helpers may unwrap as tests do.
+#![cfg(test)]
+
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -50,7 +53,7 @@ fn a_killed_daemon_comes_back_without_losing_a_packet_or_writing_one_object() {
     let monitor =
         fabric.hosts[0].spawn("monitor", fabric.hosts[0].command("ip").args(["monitor", "all"])).unwrap();
     std::thread::sleep(Duration::from_millis(500));
-    fabric.start(0, &[]);
+    fabric.start(0);
     fabric.wait_in_sync(0);
     std::thread::sleep(Duration::from_secs(1));
 
@@ -76,7 +79,7 @@ fn stopping_leaves_forwarding_in_place() {
 #[test]
 fn a_store_that_is_away_at_start_is_waited_for_with_a_message() {
     let mut fabric = Fabric::without_etcd("away", 1);
-    fabric.start(0, &[]);
+    fabric.start(0);
     wait_until(SOON, "a message", || fabric.daemons[0].log_tail(50).contains("waiting for")).unwrap();
     assert!(fabric.daemons[0].exited().unwrap().is_none(), "{}", fabric.daemons[0].log_tail(50));
 
@@ -146,6 +149,28 @@ fn a_lease_that_was_revoked_is_taken_again() {
     wait_until(SOON, "the lease", back).unwrap();
     assert_eq!(fabric.subnet_env(0), before);
     fabric.wait_for_route(1, &fabric.subnet_of(0));
+}
+
+#[test]
+fn the_built_in_store_outlives_the_daemon_that_serves_it() {
+    let mut fabric = Fabric::without_etcd("takeover", 3);
+    let data = fabric.lab.dir().join("store").display().to_string();
+    let builtin = ["--data-dir", &data, "--network", "10.42.0.0/16"];
+    fabric.run(0, &builtin);
+    fabric.run(1, &builtin);
+    let subnets = [fabric.wait_for_env(0), fabric.wait_for_env(1)];
+    fabric.wait_for_route(0, &fabric.subnet_of(1));
+
+    // The first daemon serves the store: it came first.
+    fabric.daemons[0].kill9().unwrap();
+    fabric.run(2, &builtin);
+    fabric.wait_for_env(2);
+    fabric.wait_for_route(1, &fabric.subnet_of(2));
+    assert!(fabric.has_route(0, &fabric.subnet_of(1)), "a dead daemon's forwarding stays");
+
+    fabric.run(0, &builtin);
+    fabric.wait_for_route(0, &fabric.subnet_of(2));
+    assert_eq!([fabric.subnet_env(0), fabric.subnet_env(1)], subnets, "the same leases");
 }
 
 #[test]
@@ -255,23 +280,29 @@ impl Fabric {
 
     fn start_all(&mut self) {
         for i in 0..self.hosts.len() {
-            self.start(i, &[]);
+            self.start(i);
         }
         for i in 0..self.hosts.len() {
             self.wait_in_sync(i);
         }
     }
 
-    fn start(&mut self, i: usize, extra: &[&str]) {
+    fn start(&mut self, i: usize) {
+        let etcd = self.etcd_url();
+        self.run(i, &["--etcd-endpoints", &etcd]);
+    }
+
+    /// A daemon on host `i`, in place of the one that was there.
+    fn run(&mut self, i: usize, store: &[&str]) {
         let host = &self.hosts[i];
         let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
         command
-            .args(["daemon", "--etcd-endpoints", &self.etcd_url()])
+            .arg("daemon")
+            .args(store)
             .arg("--subnet-file")
             .arg(host.dir().join("subnet.env"))
             .arg("--admin-socket")
-            .arg(host.dir().join("admin.sock"))
-            .args(extra);
+            .arg(host.dir().join("admin.sock"));
         let daemon = host.spawn("weft", &mut command).unwrap();
         match i < self.daemons.len() {
             true => self.daemons[i] = daemon,
@@ -303,6 +334,12 @@ impl Fabric {
         let output = command.args(["status", "--json", "--admin-socket"]).arg(socket).output().unwrap();
         let status = serde_json::from_slice(&output.stdout).ok()?;
         Some((status, output.status.success()))
+    }
+
+    fn wait_for_env(&self, i: usize) -> String {
+        let file = self.hosts[i].dir().join("subnet.env");
+        wait_until(SOON, "subnet.env", || file.exists()).unwrap();
+        self.subnet_env(i)
     }
 
     fn subnet_env(&self, i: usize) -> String {

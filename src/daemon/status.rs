@@ -134,7 +134,7 @@ impl StatusSource {
                 synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
                 changes: state.ops.values().sum(),
                 repairs: state.repairs,
-                failures: state.failed.clone(),
+                failures: state.failed,
             },
             peers: peers.collect(),
         })
