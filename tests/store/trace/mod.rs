@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use etcd_client::proto::PbWatchResponse;
-use etcd_client::{Client, CompareOp, GetOptions, SortOrder, SortTarget, WatchFilterType, WatchOptions, WatchStream};
+use etcd_client::{
+    Client, CompareOp, GetOptions, SortOrder, SortTarget, WatchFilterType, WatchOptions, WatchStream,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
