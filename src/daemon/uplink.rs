@@ -2,6 +2,7 @@
 //! pkg/ipmatch/match.go), and what else this host reaches. A pure function of
 //! what `kernel::host` read.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -63,7 +64,9 @@ pub fn choose(host: &Host, request: &Request, families: &[Family]) -> Result<Cho
     }
     let public_ip =
         families.iter().filter_map(|f| Some((*f, *request.public_ip.get(*f).or(own.get(*f))?))).collect();
-    let on_link = link.addresses.iter().filter(|a| !a.link_local).map(|a| masked(a.net)).collect();
+    let on_link: BTreeSet<_> =
+        link.addresses.iter().filter(|a| !a.link_local).map(|a| masked(a.net)).collect();
+    let on_link = on_link.into_iter().collect();
     let node = Node { uplink: link.name, uplink_mtu: link.mtu, address: own, public_ip, on_link };
     Ok(Choice { node, because })
 }
@@ -256,16 +259,11 @@ mod tests {
             mac: None,
             addresses,
         };
-        let mut eth0 = vec![address("192.168.7.2/24"), address("fd77::2/64")];
-        let mut all = vec![address("fe80::1/64"), deprecated, temporary];
-        all.append(&mut eth0);
-        all[0].link_local = true;
+        let eth0 =
+            [deprecated, temporary, address("fe80::1/64"), address("192.168.7.2/24"), address("fd77::2/64")];
         let route = |dst: &str, link, metric| HostRoute { dst: net(dst), link, metric, protocol: 2 };
         Host {
-            links: vec![
-                link(2, "eth0", all.split_off(3).into_iter().chain(all).collect()),
-                link(3, "eth1", vec![address("10.9.0.3/24")]),
-            ],
+            links: vec![link(2, "eth0", eth0.to_vec()), link(3, "eth1", vec![address("10.9.0.3/24")])],
             routes: vec![
                 route("0.0.0.0/0", 3, 100),
                 route("0.0.0.0/0", 2, 0),
