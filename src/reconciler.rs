@@ -188,6 +188,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 self.apply(&ops, &mut tally, stop).await;
                 self.viewed = None;
                 self.look()?;
+                self.failures.hurry(Instant::now());
             }
         }
         let ops = diff(&self.view.have, &self.want, &self.own).ops;

@@ -435,17 +435,12 @@ mod tests {
             mac: None,
             addresses,
         };
-        let mut eth0 = vec![address("192.168.7.2/24"), address("fd77::2/64")];
-        let mut all = vec![address("fe80::1/64"), deprecated, temporary];
-        all.append(&mut eth0);
-        all[0].link_local = true;
+        let eth0 =
+            [deprecated, temporary, address("fe80::1/64"), address("192.168.7.2/24"), address("fd77::2/64")];
         let route =
             |dst: &str, link, metric| HostRoute { dst: net(dst), link, via: None, metric, protocol: 2 };
         Host {
-            links: vec![
-                link(2, "eth0", all.split_off(3).into_iter().chain(all).collect()),
-                link(3, "eth1", vec![address("10.9.0.3/24")]),
-            ],
+            links: vec![link(2, "eth0", eth0.to_vec()), link(3, "eth1", vec![address("10.9.0.3/24")])],
             routes: vec![
                 route("0.0.0.0/0", 3, 100),
                 route("0.0.0.0/0", 2, 0),

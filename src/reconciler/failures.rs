@@ -40,6 +40,14 @@ impl Failures {
         self.by_name.insert(name, Failure { text: error.to_string(), delay, retry: now + delay });
     }
 
+    /// Try all again at once: a link has come, and many may have failed for want
+    /// of it.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for failure in self.by_name.values_mut() {
+            failure.retry = now;
+        }
+    }
+
     /// Forget all but those named.
     pub(super) fn retain(&mut self, names: &BTreeSet<String>) {
         self.by_name.retain(|name, _| names.contains(name));

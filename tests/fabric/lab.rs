@@ -73,15 +73,22 @@ impl Fabric {
     }
 
     pub fn start_with(&mut self, i: usize, extra: &[&str], env: &[(&str, &str)]) {
+        let etcd = self.etcd_url();
+        self.run(i, &[&["--etcd-endpoints", &etcd], extra].concat(), env);
+    }
+
+    /// A daemon on host `i`, in place of the one that was there; `args` name its
+    /// store.
+    pub fn run(&mut self, i: usize, args: &[&str], env: &[(&str, &str)]) {
         let host = &self.hosts[i];
         let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
         command
-            .args(["daemon", "--etcd-endpoints", &self.etcd_url()])
+            .arg("daemon")
             .arg("--subnet-file")
             .arg(host.dir().join("subnet.env"))
             .arg("--admin-socket")
             .arg(host.dir().join("admin.sock"))
-            .args(extra)
+            .args(args)
             .envs(env.iter().copied());
         let daemon = host.spawn("weft", &mut command).expect("the lab");
         match i < self.daemons.len() {
@@ -115,6 +122,12 @@ impl Fabric {
             command.args(["status", "--json", "--admin-socket"]).arg(socket).output().expect("the lab");
         let status = serde_json::from_slice(&output.stdout).ok()?;
         Some((status, output.status.success()))
+    }
+
+    pub fn wait_for_env(&self, i: usize) -> String {
+        let file = self.hosts[i].dir().join("subnet.env");
+        wait_until(SOON, "subnet.env", || file.exists()).expect("the lab");
+        self.subnet_env(i)
     }
 
     pub fn subnet_env(&self, i: usize) -> String {

@@ -1,6 +1,9 @@
 //! The whole fabric with real packets: etcd, daemons and containers wired by the
 //! plugin, on hosts that are network namespaces.
 
+// Helpers may unwrap as tests do.
+#![cfg(test)]
+
 mod lab;
 mod leases;
 mod uplink;
@@ -144,6 +147,28 @@ fn a_lease_that_was_revoked_is_taken_again() {
     wait_until(SOON, "the lease", back).unwrap();
     assert_eq!(fabric.subnet_env(0), before);
     fabric.wait_for_route(1, &fabric.subnet_of(0));
+}
+
+#[test]
+fn the_built_in_store_outlives_the_daemon_that_serves_it() {
+    let mut fabric = Fabric::without_etcd("takeover", 3);
+    let data = fabric.lab.dir().join("store").display().to_string();
+    let builtin = ["--data-dir", &data, "--network", "10.42.0.0/16"];
+    fabric.run(0, &builtin, &[]);
+    fabric.run(1, &builtin, &[]);
+    let subnets = [fabric.wait_for_env(0), fabric.wait_for_env(1)];
+    fabric.wait_for_route(0, &fabric.subnet_of(1));
+
+    // The first daemon serves the store: it came first.
+    fabric.daemons[0].kill9().unwrap();
+    fabric.run(2, &builtin, &[]);
+    fabric.wait_for_env(2);
+    fabric.wait_for_route(1, &fabric.subnet_of(2));
+    assert!(fabric.has_route(0, &fabric.subnet_of(1)), "a dead daemon's forwarding stays");
+
+    fabric.run(0, &builtin, &[]);
+    fabric.wait_for_route(0, &fabric.subnet_of(2));
+    assert_eq!([fabric.subnet_env(0), fabric.subnet_env(1)], subnets, "the same leases");
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn observe(node: &Node) -> Value {
     seen.insert("addresses".into(), addresses(&pods[0].ip_json("addr show eth0").unwrap()));
     seen.insert("routes".into(), routes("-4"));
     seen.insert("routes6".into(), routes("-6"));
-    seen.insert("host sysctls".into(), sysctls(&node.host, &["cni0", "br9"]));
+    seen.insert("host sysctls".into(), bridge_sysctls(&node.host));
     seen.insert("container sysctls".into(), sysctls(&pods[0], &["lo", "eth0"]));
     seen.insert("files".into(), data_files(node));
     seen.insert("rules".into(), rules(node));
@@ -130,6 +130,16 @@ fn addresses(links: &Value) -> Value {
         link["addr_info"].as_array().unwrap().iter().filter(|a| a["scope"] != "link").map(address).collect()
     };
     links.as_array().unwrap().iter().flat_map(of).collect()
+}
+
+/// Without accept_dad: the reference lets the bridge prove its link-local address
+/// for a second, in which no container behind it can be reached by IPv6.
+fn bridge_sysctls(host: &netns_harness::Netns) -> Value {
+    let mut seen = sysctls(host, &["cni0", "br9"]);
+    if let Some(seen) = seen.as_object_mut() {
+        seen.retain(|key, _| !key.ends_with("/accept_dad"));
+    }
+    seen
 }
 
 fn sysctls(netns: &netns_harness::Netns, links: &[&str]) -> Value {

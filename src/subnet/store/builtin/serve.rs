@@ -101,9 +101,16 @@ impl Owner {
     pub async fn run(self, shutdown: CancellationToken, yields: bool) -> Result<(), BuiltinError> {
         let Self { dir, engine, thread, unix, tcp, lock } = self;
         let stop = shutdown.child_token();
+        let client_urls = client_urls(&unix, &tcp);
+        tracing::info!(
+            "store: serving {} at revision {} on {}: one machine's store; for high availability use etcd",
+            engine.path.display(),
+            engine.revision(),
+            client_urls.join(", ")
+        );
         let service = Service {
             engine: engine.clone(),
-            client_urls: client_urls(&unix, &tcp),
+            client_urls,
             yields,
             shutdown: stop.clone(),
             tasks: TaskTracker::new(),
@@ -132,7 +139,6 @@ impl Owner {
                 served.map_err(|cause| BuiltinError::Serve { address, cause })
             });
         }
-        tracing::info!("store: serving {} at revision {}", engine.path.display(), engine.revision());
         let result = wait(&mut servers, &stop).await;
         service.tasks.close();
         let drained = async {

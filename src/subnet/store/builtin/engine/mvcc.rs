@@ -378,9 +378,11 @@ impl Mvcc {
         Ok(Replay::Events { events, upto, revision: self.revision })
     }
 
-    /// What stood in the key's place before this change, unless compacted.
+    /// What stood in the key's place before this change, unless compacted. A key
+    /// that is made had nothing before it, as etcd sees it, even where the same
+    /// transaction deletes it first.
     fn before(&self, kv: &PbKeyValue) -> rusqlite::Result<Option<PbKeyValue>> {
-        if kv.mod_revision - 1 < self.compacted {
+        if kv.mod_revision - 1 < self.compacted || kv.create_revision == kv.mod_revision {
             return Ok(None);
         }
         let sql = format!(
