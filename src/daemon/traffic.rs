@@ -16,8 +16,8 @@ use crate::model::{Family, NetworkConfig, SubnetKey};
 
 /// A change comes in several messages, and often with another right behind it.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Tools that fail at once are not started without a pause.
-const MIN_REST: Duration = Duration::from_secs(1);
+/// Between two looks, so that another who writes without end costs little.
+const REST: Duration = Duration::from_millis(100);
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Traffic rules")]
@@ -132,8 +132,8 @@ impl Traffic {
             if self.watch.is_some() || !well {
                 self.look_for_drops().await;
             }
-            let rest = if well { self.interval } else { self.resync.max(MIN_REST) };
-            next_look = tokio::time::Instant::now() + rest;
+            next_look = tokio::time::Instant::now() + if well { self.interval } else { self.resync };
+            tokio::time::sleep(REST).await;
         }
     }
 
@@ -164,11 +164,12 @@ impl Traffic {
     /// After the rules are in force, so that no packet goes without.
     async fn clear_elsewhere(&self) {
         for place in Place::all().await {
-            if self.keeper.as_ref().is_some_and(|keeper| keeper.place().is_same(&place)) {
-                continue;
-            }
-            for removed in clear(&place).await {
-                info!("removed {removed}: traffic rules do not stand there any more");
+            let used = self.keeper.as_ref().is_some_and(|keeper| keeper.place().is_same(&place));
+            let families = Family::BOTH.into_iter().filter(|family| !used || !self.families.contains(family));
+            for family in families {
+                for removed in clear(&place, family).await {
+                    info!("removed {removed}: traffic rules do not stand there any more");
+                }
             }
         }
     }
@@ -205,7 +206,7 @@ fn rulesets(args: &TrafficArgs, config: &NetworkConfig, own: &SubnetKey) -> Vec<
         }
     }
     let intent = Intent { masquerade: args.ip_masq, forward: args.iptables_forward_rules, plain };
-    Family::BOTH.into_iter().map(|family| Ruleset::of(family, &intent, config, own)).collect()
+    config.pools.iter().map(|(family, _)| Ruleset::of(family, &intent, config, own)).collect()
 }
 
 async fn keeper(

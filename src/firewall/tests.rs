@@ -158,6 +158,20 @@ fn a_family_without_a_subnet_has_no_rules() {
     assert!(Ruleset::of(Family::V4, &Intent::default(), &config, &own).is_empty());
 }
 
+#[test]
+fn networks_to_leave_alone_come_from_the_config() {
+    let config = |value: &str| {
+        NetworkConfig::parse(&format!(r#"{{"Network":"10.244.0.0/16","NonMasqueradeCIDRs":{value}}}"#))
+    };
+    let nets = config(r#"["192.168.7.9/16","fd00::/8"]"#).unwrap().non_masquerade;
+    assert_eq!(nets, ["192.168.0.0/16".parse::<IpNetwork>().unwrap(), "fd00::/8".parse().unwrap()]);
+    assert!(config("null").unwrap().non_masquerade.is_empty());
+    for wrong in [r#""10.0.0.0/8""#, r#"["10.0.0.0"]"#, "[7]", r#"["10.0.0.0/33"]"#] {
+        let error = config(wrong).unwrap_err().to_string();
+        assert!(error.contains("nonMasqueradeCIDRs") && error.contains("CIDR form"), "{error}");
+    }
+}
+
 /// What a restored table looks like when it is saved.
 fn saved(script: &str) -> String {
     script.replace("COMMIT\n", "")

@@ -195,19 +195,18 @@ impl Keeper {
     }
 }
 
-/// Remove all rules of ours from a place, in both families.
-pub async fn clear(place: &Place) -> Vec<String> {
+/// Remove all rules of ours of one family from a place. What was removed, by
+/// name; what cannot be is told of.
+pub async fn clear(place: &Place, family: Family) -> Vec<String> {
+    let changes = place.plan(&Ruleset::none(family), false).await.unwrap_or_else(|error| {
+        warn!("looking for old {family} rules in {place}: {error}");
+        Vec::new()
+    });
     let mut removed = Vec::new();
-    for family in Family::BOTH {
-        let changes = place.plan(&Ruleset::none(family), false).await.unwrap_or_else(|error| {
-            warn!("looking for old rules in {place}: {error}");
-            Vec::new()
-        });
-        for change in changes {
-            match change.apply().await {
-                Ok(()) => removed.push(format!("{} ({place})", change.object)),
-                Err(error) => warn!("removing {} from {place}: {error}", change.object),
-            }
+    for change in changes {
+        match change.apply().await {
+            Ok(()) => removed.push(format!("{} ({place})", change.object)),
+            Err(error) => warn!("removing {} from {place}: {error}", change.object),
         }
     }
     removed
