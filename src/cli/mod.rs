@@ -1,5 +1,6 @@
 //! What a person types.
 
+mod cleanup;
 mod config;
 mod demo;
 mod docker_opts;
@@ -53,6 +54,7 @@ enum Command {
     Status(status::StatusArgs),
     Store(store::StoreArgs),
     DockerOpts(docker_opts::DockerOptsArgs),
+    Cleanup(cleanup::CleanupArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -92,6 +94,7 @@ fn run(args: &[OsString], as_flanneld: bool) -> anyhow::Result<()> {
             log::init(&args.log)?;
             runtime()?.block_on(store::run(args))
         }
+        Command::Cleanup(args) => runtime()?.block_on(cleanup::run(args)),
         Command::DockerOpts(args) => docker_opts::run(&args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }

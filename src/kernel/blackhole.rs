@@ -7,6 +7,7 @@
 //! any other route to the subnet goes first, whichever came first. They stand
 //! outside `Desired`, whose routes all lead somewhere and have the default metric.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -51,11 +52,36 @@ pub fn ensure(connection: &mut Connection, subnets: &[IpNetwork]) -> Result<usiz
     Ok(changes.len())
 }
 
+/// Blackhole routes of ours, and flannel's to `subnets`.
+pub fn leftovers(connection: &mut Connection, subnets: &[IpNetwork]) -> Result<Vec<Blackhole>, NetlinkError> {
+    let mut found = Vec::new();
+    for family in Family::BOTH {
+        found.extend(dump(connection, family)?);
+    }
+    found.retain(|route| route.is_ours_or_flannels(subnets));
+    Ok(found)
+}
+
+/// Gone already is as good.
+pub fn remove(connection: &mut Connection, route: &Blackhole) -> Result<(), NetlinkError> {
+    match connection.request(Request::change(RouteNetlinkMessage::DelRoute(route.message()))) {
+        Err(cause) if cause.errno() == Some(libc::ESRCH) => Ok(()),
+        result => result.map_err(|cause| cause.of(route)),
+    }
+}
+
+/// A route that drops what it leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Blackhole {
+pub struct Blackhole {
     dst: IpNetwork,
     metric: u32,
     protocol: u8,
+}
+
+impl fmt::Display for Blackhole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route blackhole {}", self.dst)
+    }
 }
 
 impl Blackhole {

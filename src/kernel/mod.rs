@@ -15,6 +15,8 @@ pub mod firewall;
 #[cfg(feature = "daemon")]
 pub mod host;
 #[cfg(feature = "daemon")]
+pub mod inventory;
+#[cfg(feature = "daemon")]
 mod learn;
 #[cfg(feature = "daemon")]
 mod monitor;
