@@ -23,12 +23,14 @@ pub struct Scene {
     lease: Option<&'static str>,
     /// The subnet file that an earlier run left.
     subnet_env: Option<&'static str>,
+    /// What both daemons are called with besides.
+    pub args: &'static [&'static str],
     peers: [(&'static str, &'static str); 3],
 }
 
 /// The first peer leaves during the scene, the second moves, the third joins; with
 /// vxlan it is behind a router.
-pub const SCENES: [Scene; 7] = [
+pub const SCENES: [Scene; 10] = [
     Scene { name: "vxlan", config: r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#, ..VXLAN },
     Scene {
         name: "vxlan-options",
@@ -45,6 +47,7 @@ pub const SCENES: [Scene; 7] = [
         config: r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#,
         own: "10.42.1.0-24&fd42:0:0:1::-64",
         subnet_env: None,
+        args: &[],
         lease: Some(
             r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:06:01"}}"#,
         ),
@@ -68,6 +71,7 @@ pub const SCENES: [Scene; 7] = [
         config: r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#,
         own: "10.42.1.0-24",
         subnet_env: None,
+        args: &[],
         lease: Some(r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"host-gw"}"#),
         peers: [
             ("10.42.2.0-24", r#"{"PublicIP":"192.168.77.2","PublicIPv6":null,"BackendType":"host-gw"}"#),
@@ -75,27 +79,15 @@ pub const SCENES: [Scene; 7] = [
             ("10.42.4.0-24", r#"{"PublicIP":"192.168.77.4","PublicIPv6":null,"BackendType":"host-gw"}"#),
         ],
     },
+    Scene { name: "host-gw-dual", ..DUAL },
+    Scene { name: "masquerade", args: &["-ip-masq"], ..DUAL },
     Scene {
-        name: "host-gw-dual",
-        config: r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"host-gw"}}"#,
-        own: "10.42.1.0-24&fd42:0:0:1::-64",
-        subnet_env: None,
-        lease: Some(r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"host-gw"}"#),
-        peers: [
-            (
-                "10.42.2.0-24&fd42:0:0:2::-64",
-                r#"{"PublicIP":"192.168.77.2","PublicIPv6":"fd77::2","BackendType":"host-gw"}"#,
-            ),
-            (
-                "10.42.3.0-24&fd42:0:0:3::-64",
-                r#"{"PublicIP":"192.168.77.3","PublicIPv6":"fd77::3","BackendType":"host-gw"}"#,
-            ),
-            (
-                "10.42.4.0-24&fd42:0:0:4::-64",
-                r#"{"PublicIP":"192.168.77.4","PublicIPv6":"fd77::4","BackendType":"host-gw"}"#,
-            ),
-        ],
+        name: "masquerade-nftables",
+        config: r#"{"EnableNFTables":true,"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"host-gw"}}"#,
+        args: &["-ip-masq"],
+        ..DUAL
     },
+    Scene { name: "no-forward", args: &["-iptables-forward-rules=false"], ..DUAL },
     // Without a lease of its own: the subnet file says what it had.
     Scene {
         name: "vxlan-returning",
@@ -113,6 +105,7 @@ const VXLAN: Scene = Scene {
     config: "",
     own: "10.42.1.0-24",
     subnet_env: None,
+    args: &[],
     lease: Some(
         r#"{"PublicIP":"192.168.77.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
     ),
@@ -128,6 +121,29 @@ const VXLAN: Scene = Scene {
         (
             "10.42.4.0-24",
             r#"{"PublicIP":"192.168.78.4","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:04"}}"#,
+        ),
+    ],
+};
+
+const DUAL: Scene = Scene {
+    name: "",
+    config: r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"host-gw"}}"#,
+    own: "10.42.1.0-24&fd42:0:0:1::-64",
+    subnet_env: None,
+    args: &[],
+    lease: Some(r#"{"PublicIP":"192.168.77.1","PublicIPv6":"fd77::1","BackendType":"host-gw"}"#),
+    peers: [
+        (
+            "10.42.2.0-24&fd42:0:0:2::-64",
+            r#"{"PublicIP":"192.168.77.2","PublicIPv6":"fd77::2","BackendType":"host-gw"}"#,
+        ),
+        (
+            "10.42.3.0-24&fd42:0:0:3::-64",
+            r#"{"PublicIP":"192.168.77.3","PublicIPv6":"fd77::3","BackendType":"host-gw"}"#,
+        ),
+        (
+            "10.42.4.0-24&fd42:0:0:4::-64",
+            r#"{"PublicIP":"192.168.77.4","PublicIPv6":"fd77::4","BackendType":"host-gw"}"#,
         ),
     ],
 };
@@ -257,9 +273,30 @@ fn picture(stage: &Stage, host: &Host, scene: &Scene) -> Value {
         "sysctl": sysctl,
         "subnet.env": std::fs::read_to_string(host.dir().join("subnet.env")).unwrap_or_default(),
         "store": stored(stage, scene),
+        "rules": rules(host),
     });
     let text = names.iter().fold(picture.to_string(), |text, (mac, name)| text.replace(mac.as_str(), name));
     serde_json::from_str(&text).unwrap()
+}
+
+/// What iptables and nftables hold of flannel's, as the tools print it.
+fn rules(host: &Host) -> Value {
+    let mut rules = Map::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        for table in ["filter", "nat"] {
+            let text = host.run(program, ["-t", table]).unwrap();
+            let lines = text.lines().filter(|line| line.contains("FLANNEL") || line.starts_with(":FORWARD"));
+            // Without the counters of `:CHAIN POLICY [packets:bytes]`.
+            let lines = lines.map(|line| line.split(" [").next().unwrap_or_default());
+            rules.insert(format!("{program} -t {table}"), lines.collect());
+        }
+    }
+    let tables = host.run("nft", ["list", "tables"]).unwrap();
+    for table in tables.lines().filter(|table| table.contains("flannel")) {
+        let words: Vec<&str> = ["-s", "list"].into_iter().chain(table.split_whitespace()).collect();
+        rules.insert(format!("nft {}", words.join(" ")), host.run("nft", &words).unwrap().lines().collect());
+    }
+    Value::Object(rules)
 }
 
 /// The node's own key as it is in the store, and for how long its lease was

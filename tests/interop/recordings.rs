@@ -9,7 +9,7 @@ fn flanneld_is_as_recorded() {
     for scene in &SCENES {
         let seen = play(scene, |stage, host| {
             let mut command = flanneld(host, &stage.url());
-            host.spawn("flanneld", &mut command).unwrap()
+            host.spawn("flanneld", command.args(scene.args)).unwrap()
         });
         let seen = format!("{seen:#}\n");
         let path = file(scene);

@@ -25,6 +25,8 @@ fn host_gw_is_taken_over_and_given_back() {
     change(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#);
 }
 
+const MASQUERADE: [&str; 1] = ["-ip-masq"];
+
 /// flanneld, weft, flanneld on the first of two nodes, the other staying a
 /// flanneld.
 fn change(config: &str) {
@@ -32,14 +34,15 @@ fn change(config: &str) {
     stage.put("config", config);
     let mut nodes: Vec<Node> = (1..=2).map(|i| Node::new(&stage, &format!("h{i}"), 0)).collect();
     for node in &mut nodes {
-        node.start(&stage, Program::Flanneld, &[]);
+        node.start(&stage, Program::Flanneld, &MASQUERADE);
     }
     let [mut node, mut other] = <[Node; 2]>::try_from(nodes).ok().unwrap();
     let routed = || node.has_routes_to(&other) && other.has_routes_to(&node);
     wait_until(SOON, "routes", routed).unwrap();
     let (a, b) = (node.pod(&stage), other.pod(&stage));
     a.check(&b);
-    let before = identity(&node);
+    let (before, rules_before) = (identity(&node), rules(&node));
+    assert!(rules_before.contains("FLANNEL-POSTRTG"), "{rules_before}");
     let subnet_env = std::fs::read_to_string(node.host.dir().join("subnet.env")).unwrap();
 
     let floods: Vec<_> = b.ips.iter().map(|ip| a.netns.flood(*ip, 1000).unwrap()).collect();
@@ -47,7 +50,7 @@ fn change(config: &str) {
     node.stop();
     let monitor = node.host.spawn("monitor", node.host.command("ip").args(["monitor", "all"])).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    node.start(&stage, Program::Weft, &[]);
+    node.start(&stage, Program::Weft, &MASQUERADE);
     let tagged = || other.subnets().iter().all(|subnet| node.route(subnet)[0]["protocol"] == "87");
     wait_until(SOON, "routes of weft's", tagged).unwrap_or_else(|error| panic!("{error}: {}", node.log()));
     std::thread::sleep(Duration::from_secs(1));
@@ -57,6 +60,7 @@ fn change(config: &str) {
         assert_eq!(report.lost(), 0, "{report:?}: {}", node.log());
     }
     assert_eq!(identity(&node), before, "devices are adopted: {config}");
+    assert_eq!(rules(&node), rules_before);
     let after = std::fs::read_to_string(node.host.dir().join("subnet.env")).unwrap();
     assert_eq!(after.replace("MTU=1430", "MTU=1450"), subnet_env);
     assert_eq!(node.errors(), Vec::<String>::new());
@@ -73,7 +77,7 @@ fn change(config: &str) {
     let floods: Vec<_> = b.ips.iter().map(|ip| a.netns.flood(*ip, 1000).unwrap()).collect();
     std::thread::sleep(Duration::from_millis(300));
     node.stop();
-    node.start(&stage, Program::Flanneld, &[]);
+    node.start(&stage, Program::Flanneld, &MASQUERADE);
     let running = || node.log().matches("Running backend").count() == 1;
     wait_until(SOON, "flanneld at work again", running).unwrap();
     std::thread::sleep(Duration::from_secs(2));
@@ -86,6 +90,13 @@ fn change(config: &str) {
     for node in [&node, &other] {
         assert_eq!(node.errors(), Vec::<String>::new());
     }
+}
+
+/// Flannel's chains as the tool prints them, without the counters.
+fn rules(node: &Node) -> String {
+    let text = node.host.run("iptables-save", [""; 0]).unwrap();
+    let lines = text.lines().filter(|line| line.contains("FLANNEL"));
+    lines.map(|line| format!("{}\n", line.split(" [").next().unwrap_or_default())).collect()
 }
 
 /// Index, name and MAC of every device of the node but containers' own.
