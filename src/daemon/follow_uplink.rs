@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use super::config::DaemonArgs;
+use super::health;
 use super::join::{Joined, choose_uplink, listed};
 use super::leases::Leases;
 use super::write_subnet_env;
@@ -62,6 +63,7 @@ impl Uplink {
     /// Fails only where it tells no more.
     pub async fn follow(mut self, mut events: Monitor) -> anyhow::Result<()> {
         loop {
+            health::beat();
             let begun = Instant::now();
             let looked = tokio::task::block_in_place(|| self.look());
             self.report(looked);

@@ -11,6 +11,7 @@ use anyhow::Context;
 use tracing::{info, warn};
 
 use super::config::DaemonArgs;
+use super::health;
 use super::uplink::{self, Choice, Request};
 use crate::backends::{self, Backend, Identity, Node};
 use crate::kernel::host::{self, Host};
@@ -42,11 +43,13 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
     let backend: Arc<dyn Backend> = backends::from_config(&network, args.tx_checksum_off)
         .with_context(|| format!("network config in {}", store.describe()))?
         .into();
+    health::waiting_for("an uplink");
     let host = host::read()?;
     let Choice { node, because } = choose_uplink(args, &host, &network, None)?;
     info!(uplink = %node.uplink, mtu = node.uplink_mtu, address = %listed(&node.address), public = %listed(&node.public_ip), "{because}");
     backend.check(&node)?;
 
+    health::waiting_for("a lease");
     let snapshot = patiently("leases", || store.snapshot()).await?;
     let identity = identity(&*backend, &host, &node, &snapshot);
     let want = Want {
@@ -67,10 +70,10 @@ where
 {
     let mut reminder = Reminder::default();
     loop {
+        health::beat();
         match attempt().await {
-            Err(error @ (StoreError::Unavailable { .. } | StoreError::Exhausted(_))) => {
-                reminder.wait(what, &error).await;
-            }
+            Err(error @ StoreError::Unavailable { .. }) => reminder.wait("the store", &error).await,
+            Err(error @ StoreError::Exhausted(_)) => reminder.wait(what, &error).await,
             done => return done,
         }
     }
@@ -88,6 +91,7 @@ impl Reminder {
             self.said = Some(Instant::now());
             warn!("waiting for {what}: {cause}");
         }
+        health::waiting_for(format_args!("{what}: {cause}"));
         tokio::time::sleep(RETRY).await;
     }
 }

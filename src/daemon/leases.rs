@@ -9,6 +9,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
+use super::health;
 use super::join::patiently;
 use crate::model::LeaseAttrs;
 use crate::reconciler::Target;
@@ -84,7 +85,7 @@ impl Leases {
 
 /// Applies the watch's events for as long as there are any.
 pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leases>) {
-    while let Some(event) = events.next().await {
+    while let Some(event) = health::idle(events.next()).await {
         match &event {
             StoreEvent::Disconnected(cause) => warn!("store: {cause}: going on with what is known"),
             StoreEvent::Connected => info!("store: connected again"),
@@ -115,14 +116,16 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
 pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, margin: Duration) {
     let mut timer = Timer::new(margin, Instant::now(), leases.own().ttl);
     loop {
+        health::beat();
         match timer.due(Instant::now()) {
             Due::Never => {
-                leases.doubt.notified().await;
+                health::idle(leases.doubt.notified()).await;
                 timer.hurry(Instant::now());
             }
             Due::At(next) => {
                 tokio::select! {
                     () = tokio::time::sleep_until(next.into()) => {}
+                    () = tokio::time::sleep(health::BEAT) => {}
                     () = leases.doubt.notified() => timer.hurry(Instant::now()),
                 }
             }

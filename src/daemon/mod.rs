@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod config;
 mod follow_uplink;
+pub mod health;
 mod join;
 mod leases;
 mod seed;
@@ -25,6 +26,7 @@ use tracing::{info, warn};
 
 use self::config::DaemonArgs;
 use self::follow_uplink::Uplink;
+use self::health::Health;
 use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
@@ -46,8 +48,13 @@ const FIRST_PASS: Duration = Duration::from_secs(10);
 pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new(stop.clone())?;
+    let health = tasks.health.clone();
+    if let Some(address) = args.health_address(as_flanneld) {
+        tasks.spawn("health", health::serve(address, health.clone(), stop.clone())?);
+    }
+    let starting = start(&args, as_flanneld, &mut tasks);
     let started = tokio::select! {
-        started = start(&args, as_flanneld, &mut tasks) => started,
+        started = health.watch("start", health::BOUND, starting) => started,
         () = stop.cancelled() => Ok(()),
     };
     if let Err(error) = started {
@@ -66,7 +73,8 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let own = &joined.held.stored.lease.key;
     let traffic = Traffic::start(&args.traffic, &joined.network, own, args.audit_interval()).await;
     write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
-    tasks.spawn_endless("traffic rules", traffic.run());
+    let audits = audits(args);
+    tasks.spawn_watched("traffic rules", audits, traffic.run());
 
     let target = Target::new(Inputs {
         node: joined.node.clone(),
@@ -75,16 +83,21 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
         peers: peers(&joined),
     });
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
+    tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
     let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone());
     let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
     let events = store.watch(joined.snapshot.clone());
-    tasks.spawn_endless("lease watch", leases::follow(events, leases.clone()));
-    tasks.spawn_endless("lease keeper", leases::keep(store, leases.clone(), args.renew_margin()));
-    follow_uplink(args, &joined, target, leases, tasks)?;
+    let follower = leases::follow(events, leases.clone());
+    tasks.spawn_watched("lease watch", health::BOUND, follower);
+    let keeper = leases::keep(store, leases.clone(), args.renew_margin());
+    tasks.spawn_watched("lease keeper", health::BOUND, keeper);
+    follow_uplink(args, &joined, target, leases.clone(), tasks)?;
+    health::waiting_for("the kernel to be as it should be");
     announce(&reconciler).await;
+    tasks.health.joined(move || leases.lost());
     Ok(())
 }
 
@@ -140,13 +153,20 @@ fn follow_uplink(
     let events = Monitor::of_addresses()?;
     let uplink = Uplink::new(args, joined, target, leases);
     let stop = tasks.stop.clone();
-    tasks.spawn("uplink", async move {
+    let following = async move {
         tokio::select! {
             () = stop.cancelled() => Ok(()),
             ended = uplink.follow(events) => ended,
         }
-    });
+    };
+    let health = tasks.health.clone();
+    tasks.spawn("uplink", health.watch("uplink", audits(args), following));
     Ok(())
+}
+
+/// The bound of loops that look again at each audit.
+fn audits(args: &DaemonArgs) -> Duration {
+    2 * args.audit_interval() + health::BOUND
 }
 
 /// Tells systemd that containers may come: the kernel is as it should be, or we
@@ -170,12 +190,13 @@ fn notify(state: &[NotifyState<'_>]) {
 struct Tasks {
     set: JoinSet<(&'static str, anyhow::Result<()>)>,
     stop: CancellationToken,
+    health: Arc<Health>,
 }
 
 impl Tasks {
     /// Signals are caught from now on.
     fn new(stop: CancellationToken) -> anyhow::Result<Tasks> {
-        let mut tasks = Tasks { set: JoinSet::new(), stop };
+        let mut tasks = Tasks { set: JoinSet::new(), stop, health: Health::new() };
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         let stop = tasks.stop.clone();
@@ -206,6 +227,16 @@ impl Tasks {
             }
             Ok(())
         });
+    }
+
+    /// An endless task whose heartbeats are watched.
+    fn spawn_watched(
+        &mut self,
+        name: &'static str,
+        bound: Duration,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn_endless(name, self.health.clone().watch(name, bound, task));
     }
 
     /// Until the first task ends; what it ended with.

@@ -107,6 +107,7 @@ impl Traffic {
         let mut next_blackhole = tokio::time::Instant::now() + self.resync;
         let mut next_look = tokio::time::Instant::now() + self.interval;
         loop {
+            super::health::beat();
             let notified = async {
                 match &mut self.watch {
                     Some(watch) => watch.changed().await,
@@ -122,6 +123,7 @@ impl Traffic {
                     tokio::time::sleep(SETTLE).await;
                 }
                 () = tokio::time::sleep_until(next_look) => {}
+                () = tokio::time::sleep(super::health::BEAT) => continue,
                 () = tokio::time::sleep_until(next_blackhole), if !self.blackholes.is_empty() => {
                     self.ensure_blackholes();
                     next_blackhole = tokio::time::Instant::now() + self.resync;

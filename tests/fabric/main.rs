@@ -4,6 +4,7 @@
 // Helpers may unwrap as tests do.
 #![cfg(test)]
 
+mod health;
 mod lab;
 mod leases;
 mod uplink;
