@@ -1,6 +1,8 @@
 //! `weft cleanup` leaves a host as it was before the daemon came: what others
 //! have there stands.
 
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;

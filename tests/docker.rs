@@ -1,8 +1,10 @@
 //! Docker on the bridge that weft gives it: a real dockerd on each of two hosts,
 //! containers made from a local file, packets between them.
 
+#![cfg(test)]
+
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -20,6 +22,10 @@ fn containers_of_two_dockers_reach_each_other() {
         node.wait_in_sync();
     }
     let [a, b] = &nodes.map(Docker::start);
+    for docker in [a, b] {
+        let policy = docker.node.host.run("iptables", ["-S", "FORWARD"]).unwrap();
+        assert!(policy.contains("-P FORWARD DROP"), "Docker drops what nobody accepts: {policy}");
+    }
 
     let (ip_a, ip_b) = (a.container("one"), b.container("two"));
     for (from, to) in [((a, "one"), &ip_b), ((b, "two"), &ip_a)] {
@@ -42,7 +48,7 @@ impl Node {
         let host = lab.host(name).unwrap();
         let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
         command
-            .args(["daemon", "--network", "10.42.0.0/16", "--data-dir"])
+            .args(["daemon", "--network", "10.42.0.0/16", "--ip-masq", "--data-dir"])
             .arg(lab.dir().join("store"))
             .arg("--subnet-file")
             .arg(host.dir().join("subnet.env"))
@@ -102,6 +108,10 @@ impl Docker {
             mount -t tmpfs tmpfs /opt
             dockerd "$@"
         "#;
+        // Where dockerd switches forwarding on itself it also drops by default.
+        node.host.sysctl("ipv4/ip_forward", "0").unwrap();
+        let opts = node.docker_opts();
+        assert!(opts.contains(&"--ip-masq=false".to_owned()), "weft does that: {opts:?}");
         let cgroup = node.host.name().to_owned();
         let dir = node.host.dir();
         let mut command = node.host.command("unshare");
@@ -110,7 +120,7 @@ impl Docker {
             .arg(format!("--host=unix://{}", dir.join("docker.sock").display()))
             .arg(format!("--cgroup-parent=/{cgroup}"))
             .args(["--data-root=/run/docker-data", "--exec-root=/run/docker", "--storage-driver=vfs"])
-            .args(node.docker_opts())
+            .args(opts)
             .env("DIR", dir);
         let daemon = node.host.spawn("dockerd", &mut command).unwrap();
         let docker = Docker { node, daemon, cgroup };
@@ -165,17 +175,17 @@ impl Drop for Docker {
     fn drop(&mut self) {
         let _ = self.daemon.kill9();
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_cgroup(controller.path().join(&self.cgroup));
+            remove_cgroup(&controller.path().join(&self.cgroup));
         }
     }
 }
 
 /// The kernel lets go of an empty one only once its last process is reaped.
-fn remove_cgroup(path: PathBuf) {
+fn remove_cgroup(path: &Path) {
     let _ = wait_until(Duration::from_secs(5), "an empty cgroup", || {
-        for child in fs::read_dir(&path).into_iter().flatten().flatten() {
+        for child in fs::read_dir(path).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(child.path());
         }
-        fs::remove_dir(&path).is_ok() || !path.exists()
+        fs::remove_dir(path).is_ok() || !path.exists()
     });
 }

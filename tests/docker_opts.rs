@@ -1,6 +1,8 @@
 //! `weft docker-opts` beside what flannel's mk-docker-opts.sh made of the same
 //! cases (recorded by tests/golden/docker-opts/record.sh).
 
+#![cfg(test)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
