@@ -102,6 +102,57 @@ async fn dual_stack_nodes_at_once_overlap_in_neither_family() {
 }
 
 #[tokio::test]
+async fn ipv6_nodes_share_no_key_and_each_is_read_by_flannel() {
+    let etcd = Etcd::start();
+    let alone = config(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48"}"#);
+    let node = |n: u8| {
+        let mut want = Want { config: alone.clone(), ..want(n) };
+        let v6 = format!("fd77::{n}").parse().expect("an address");
+        want.attrs.public_ip = weft::model::PerFamily { v4: None, v6: Some(v6) };
+        want
+    };
+    let mut keys = BTreeSet::new();
+    for n in [1, 2] {
+        let held = acquire(&store(&etcd), &node(n)).await.expect("a free network");
+        let again = acquire(&store(&etcd), &node(n)).await.expect("our own lease");
+        assert_eq!(again.stored, held.stored, "known by PublicIPv6");
+        keys.insert(held.stored.lease.key);
+    }
+    assert_eq!(keys.len(), 2);
+    // What flannel's ParseSubnetKey matches (pkg/subnet/subnet.go).
+    let flannel = regex::Regex::new(r"(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$").expect("a pattern");
+    let listed = etcd.ctl(&["get", "--prefix", &format!("{PREFIX}/subnets/"), "--keys-only"]);
+    let read: BTreeSet<_> =
+        listed.split_whitespace().map(|key| flannel.captures(key).expect(key)[3].to_owned()).collect();
+    assert_eq!(read.len(), 2, "{listed}");
+    let values = etcd.ctl(&["get", "--prefix", &format!("{PREFIX}/subnets/"), "--print-value-only"]);
+    assert!(values.contains(r#""PublicIP":"0.0.0.0","PublicIPv6":"fd77::1""#), "{values}");
+}
+
+#[tokio::test]
+async fn a_changed_address_is_published_on_the_same_lease_while_it_is_ours() {
+    let etcd = Etcd::start();
+    let store = store(&etcd);
+    let held = acquire(&store, &want(1)).await.expect("a free network");
+
+    let moved = store.update(&held, &want(9).attrs).await.expect("etcd is up").expect("it is ours");
+    assert_eq!(
+        (moved.stored.lease.key, moved.stored.lease_id),
+        (held.stored.lease.key, held.stored.lease_id)
+    );
+    assert_eq!(listing(&etcd).await.leases, [moved.stored.clone()]);
+    assert_eq!(store.renew(&moved).await.expect("etcd is up"), Renewal::Renewed(moved.ttl));
+
+    let name = format!("{PREFIX}/subnets/{}", held.stored.lease.key);
+    etcd.ctl(&["put", &name, &want(2).attrs.to_json()]);
+    assert_eq!(store.update(&moved, &want(3).attrs).await.expect("etcd is up"), None);
+    assert!(etcd.ctl(&["get", &name]).contains("192.168.77.2"));
+    let again = Want { previous: Some(held.stored.lease.key), no_other: true, ..want(9) };
+    let refused = acquire(&store, &again).await.expect_err("it is another's").to_string();
+    assert!(refused.contains("is reserved for 192.168.77.2"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_reservation_stays_one() {
     let etcd = Etcd::start();
     let name = format!("{PREFIX}/subnets/10.5.9.0-24");

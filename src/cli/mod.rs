@@ -4,6 +4,7 @@ mod cleanup;
 mod config;
 mod demo;
 mod docker_opts;
+mod leases;
 mod log;
 mod option_file;
 mod sources;
@@ -53,6 +54,8 @@ enum Command {
     Config(config::ConfigCommand),
     Status(status::StatusArgs),
     Store(store::StoreArgs),
+    #[command(subcommand)]
+    Leases(leases::LeasesCommand),
     DockerOpts(docker_opts::DockerOptsArgs),
     Cleanup(cleanup::CleanupArgs),
     Demo(demo::DemoArgs),
@@ -95,6 +98,7 @@ fn run(args: &[OsString], as_flanneld: bool) -> anyhow::Result<()> {
             runtime()?.block_on(store::run(args))
         }
         Command::Cleanup(args) => runtime()?.block_on(cleanup::run(args)),
+        Command::Leases(command) => runtime()?.block_on(leases::run(command)),
         Command::DockerOpts(args) => docker_opts::run(&args),
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
     }

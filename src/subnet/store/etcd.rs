@@ -3,6 +3,7 @@
 //! built-in store speaks the same API and is used through the same client.
 
 mod acquire;
+mod admin;
 mod connection;
 mod keyspace;
 mod listing;
@@ -21,6 +22,7 @@ use futures_util::stream::BoxStream;
 use crate::model::LeaseAttrs;
 
 use super::{Held, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
+pub use admin::{BrokenRecord, TimeLeft};
 use connection::{Connection, Failure};
 use keyspace::Keyspace;
 

@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use crate::model::LeaseAttrs;
 
 pub use super::record::{BadRecord, Held, Renewal, Snapshot, StoreEvent, StoredLease, Want};
-pub use etcd::{Credentials, EtcdConfig, EtcdStore, TlsFiles};
+pub use etcd::{BrokenRecord, Credentials, EtcdConfig, EtcdStore, TimeLeft, TlsFiles};
 
 pub trait Store: Send + Sync {
     /// For messages: `etcd https://a:2379 /coreos.com/network`.

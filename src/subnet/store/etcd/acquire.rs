@@ -216,7 +216,7 @@ impl EtcdStore {
         }
     }
 
-    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Failure> {
+    pub(super) async fn txn(&self, txn: Txn) -> Result<TxnResponse, Failure> {
         self.connection
             .call(|client| {
                 let txn = txn.clone();

@@ -1,4 +1,4 @@
-use etcd_client::{GetOptions, GetResponse};
+use etcd_client::{GetOptions, GetResponse, KeyValue};
 use tonic::Code;
 
 use super::EtcdStore;
@@ -30,10 +30,21 @@ pub(super) async fn snapshot(store: &EtcdStore) -> Result<Snapshot, StoreError> 
 
 pub(super) async fn list(store: &EtcdStore) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot::default();
+    snapshot.revision = walk(store, |record| match store.keys.parse(record) {
+        Ok(lease) => snapshot.leases.push(lease),
+        Err(bad) => snapshot.bad.push(bad),
+    })
+    .await?;
+    Ok(snapshot)
+}
+
+/// Every record at one revision, which it gives.
+pub(super) async fn walk(store: &EtcdStore, mut take: impl FnMut(&KeyValue)) -> Result<i64, Failure> {
+    let (mut revision, mut records) = (0, 0);
     let mut start = store.keys.subnets().into_bytes();
     let mut limit = PAGE;
     loop {
-        let page = match page(store, &start, snapshot.revision, limit, false).await {
+        let page = match page(store, &start, revision, limit, false).await {
             // Too large an answer (of fat records): smaller pages.
             Err(failure) if failure.code == Code::OutOfRange && !failure.is_compacted() && limit > 1 => {
                 limit = (limit / 8).max(1);
@@ -41,25 +52,20 @@ pub(super) async fn list(store: &EtcdStore) -> Result<Snapshot, Failure> {
             }
             // One record alone is too large: its key will do.
             Err(failure) if failure.code == Code::OutOfRange && !failure.is_compacted() => {
-                page(store, &start, snapshot.revision, 1, true).await?
+                page(store, &start, revision, 1, true).await?
             }
             other => other?,
         };
-        if snapshot.revision == 0 {
-            snapshot.revision = page.header().map_or(0, |header| header.revision());
+        if revision == 0 {
+            revision = page.header().map_or(0, |header| header.revision());
         }
-        for record in page.kvs() {
-            match store.keys.parse(record) {
-                Ok(lease) => snapshot.leases.push(lease),
-                Err(bad) => snapshot.bad.push(bad),
-            }
-        }
-        let records = snapshot.leases.len() + snapshot.bad.len();
+        page.kvs().iter().for_each(&mut take);
+        records += page.kvs().len();
         if records > MAX_RECORDS {
             let what = format!("more than {MAX_RECORDS} records below {}", store.keys.subnets());
             return Err(Failure::refusal(what));
         }
-        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(snapshot) };
+        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(revision) };
         start = last.key().to_vec();
         start.push(0);
     }
