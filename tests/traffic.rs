@@ -2,6 +2,8 @@
 //! on both variants of iptables. Both ends of a packet are sockets inside
 //! namespaces; what is looked at is the source address that arrives.
 
+#![allow(clippy::unwrap_used)] // in the helpers of tests, too
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -125,6 +127,21 @@ fn a_foreign_chain_that_drops_is_named() {
         "{}",
         node.daemons[0].log_tail(100)
     );
+}
+
+#[test]
+fn without_a_tool_the_fabric_goes_on_and_says_so() {
+    let mut node = Nodes::new("bare", 1);
+    node.path = Some(node.lab.dir().display().to_string());
+    node.start(0, Mode::Iptables, &[]);
+    let log = node.daemons[0].log_tail(100);
+    assert!(log.contains("WARN") && log.contains("neither nft nor iptables is installed"), "{log}");
+
+    node.daemons[0].terminate(SOON).unwrap();
+    node.spawn(0, Mode::Iptables, &["--ip-masq"]);
+    let says =
+        || node.status(0).is_err_and(|e| e.to_string().contains("neither nft nor iptables is installed"));
+    wait_until(SOON, "a status that says it", says).unwrap();
 }
 
 #[test]
@@ -409,6 +426,8 @@ struct Nodes {
     hosts: Vec<Host>,
     network: String,
     store: usize,
+    /// Where daemons look for programs, if not where we do.
+    path: Option<String>,
     lab: Lab,
 }
 
@@ -426,10 +445,22 @@ impl Nodes {
     fn new(label: &str, hosts: usize) -> Nodes {
         let lab = Lab::new(label).unwrap();
         let hosts = (1..=hosts).map(|i| lab.host(&format!("h{i}")).unwrap()).collect();
-        Nodes { daemons: Vec::new(), hosts, network: "10.42.0.0/16".to_owned(), store: 0, lab }
+        Nodes { daemons: Vec::new(), hosts, network: "10.42.0.0/16".to_owned(), store: 0, path: None, lab }
     }
 
     fn start(&mut self, i: usize, mode: Mode, options: &[&str]) {
+        self.spawn(i, mode, options);
+        if let Err(error) = wait_until(SOON, "a daemon in sync", || self.status(i).is_ok()) {
+            panic!("{error}: {:?}: {}", self.status(i), self.daemons[i].log_tail(50));
+        }
+    }
+
+    fn status(&self, i: usize) -> Result<String, netns_harness::Error> {
+        let socket = self.hosts[i].dir().join("admin.sock").display().to_string();
+        self.hosts[i].run(env!("CARGO_BIN_EXE_weft"), ["status", "--admin-socket", &socket])
+    }
+
+    fn spawn(&mut self, i: usize, mode: Mode, options: &[&str]) {
         let config = json!({
             "EnableIPv6": true, "Network": self.network, "IPv6Network": "fd42::/48",
             "EnableNFTables": mode == Mode::Nftables,
@@ -443,23 +474,11 @@ impl Nodes {
         command.arg("daemon").arg("--data-dir").arg(store).arg("--net-config-path").arg(file);
         command.arg("--subnet-file").arg(host.dir().join("subnet.env"));
         command.arg("--admin-socket").arg(host.dir().join("admin.sock")).args(options);
+        command.envs(self.path.iter().map(|path| ("PATH", path)));
         let daemon = host.spawn("weft", &mut command).unwrap();
         match i < self.daemons.len() {
             true => self.daemons[i] = daemon,
             false => self.daemons.push(daemon),
-        }
-        let status = || {
-            host.run(
-                env!("CARGO_BIN_EXE_weft"),
-                [
-                    std::ffi::OsStr::new("status"),
-                    "--admin-socket".as_ref(),
-                    host.dir().join("admin.sock").as_os_str(),
-                ],
-            )
-        };
-        if let Err(error) = wait_until(SOON, "a daemon in sync", || status().is_ok()) {
-            panic!("{error}: {:?}: {}", status(), self.daemons[i].log_tail(50));
         }
     }
 

@@ -56,7 +56,7 @@ fn text(status: &Status) -> String {
         format!("{sync}; {} changes made, {} of them repairs", kernel.changes, kernel.repairs),
     ]);
     let mut out = format!("{facts}\n\n{}\n", peers(&status.peers));
-    for line in status.store.bad_records.iter().chain(&kernel.failures) {
+    for line in status.store.bad_records.iter().chain(&kernel.failures).chain(&status.traffic) {
         out.push_str(&format!("! {line}\n"));
     }
     out

@@ -72,6 +72,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let joined = join::join(args, &*store).await?;
     let own = &joined.held.stored.lease.key;
     let traffic = Traffic::start(&args.traffic, &joined.network, own, args.audit_interval()).await;
+    let complaint = traffic.complaint();
     write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
     let audits = audits(args);
     tasks.spawn_watched("traffic rules", audits, traffic.run());
@@ -85,7 +86,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
-    let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone());
+    let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone(), complaint);
     let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 

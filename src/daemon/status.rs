@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::join::Joined;
 use super::leases::Leases;
@@ -23,6 +24,9 @@ pub struct Status {
     pub networks: Vec<String>,
     pub store: StoreStatus,
     pub kernel: KernelStatus,
+    /// Why traffic rules that are asked for are not in force.
+    #[serde(default)]
+    pub traffic: Option<String>,
     pub peers: Vec<PeerStatus>,
 }
 
@@ -87,6 +91,9 @@ impl Status {
         if missing > 0 {
             return Some(format!("{missing} of {} peers lack something in the kernel", self.peers.len()));
         }
+        if self.traffic.is_some() {
+            return self.traffic.clone();
+        }
         (!self.kernel.synced).then(|| "the kernel is not in sync yet".to_owned())
     }
 }
@@ -99,12 +106,19 @@ pub struct StatusSource {
     backend: Arc<dyn Backend>,
     leases: Arc<Leases>,
     reconciler: Handle,
+    traffic: watch::Receiver<Option<String>>,
 }
 
 impl StatusSource {
-    pub fn new(store: String, joined: &Joined, leases: Arc<Leases>, reconciler: Handle) -> StatusSource {
+    pub fn new(
+        store: String,
+        joined: &Joined,
+        leases: Arc<Leases>,
+        reconciler: Handle,
+        traffic: watch::Receiver<Option<String>>,
+    ) -> StatusSource {
         let (network, backend) = (joined.network.clone(), joined.backend.clone());
-        StatusSource { store, network, backend, leases, reconciler }
+        StatusSource { store, network, backend, leases, reconciler, traffic }
     }
 
     /// With a fresh look at the kernel.
@@ -136,6 +150,7 @@ impl StatusSource {
                 repairs: state.repairs,
                 failures: state.failed,
             },
+            traffic: self.traffic.borrow().clone(),
             peers: peers.collect(),
         })
     }

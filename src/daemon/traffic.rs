@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use ipnetwork::IpNetwork;
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::config::go_bool;
@@ -71,7 +72,8 @@ pub struct Traffic {
     watch: Option<Watch>,
     resync: Duration,
     drops: Vec<String>,
-    complaint: Option<String>,
+    /// Why rules that are asked for are not in force.
+    complaint: watch::Sender<Option<String>>,
 }
 
 impl Traffic {
@@ -87,19 +89,31 @@ impl Traffic {
         let families: Vec<_> = config.pools.iter().map(|(family, _)| family).collect();
         let resync = Duration::from_secs(args.iptables_resync.into());
         let rulesets = rulesets(args, config, own);
-        let keeper = keeper(args, config, &families, rulesets).await;
+        let (complaint, _) = watch::channel(None);
+        let keeper = keeper(config, &families, rulesets, !args.ip_masq_fully_random_disable).await;
+        let keeper = keeper.unwrap_or_else(|why| {
+            warn!("{why}");
+            // Forwarding works without, unless the host's policy is against it.
+            complaint.send_replace(args.ip_masq.then_some(why));
+            None
+        });
         // Before the first look, so that no change is missed.
-        let watch = keeper.as_ref().and_then(watch);
+        let watch = keeper.as_ref().and_then(follow);
         let interval = if watch.is_some() { audit } else { resync };
         let blackholes =
             if args.ip_blackhole_route { own.nets().map(|(_, net)| net).collect() } else { vec![] };
         let mut traffic =
-            Traffic { keeper, families, interval, blackholes, watch, resync, drops: vec![], complaint: None };
+            Traffic { keeper, families, interval, blackholes, watch, resync, drops: vec![], complaint };
         traffic.enforce("traffic rules are in force").await;
         traffic.clear_elsewhere().await;
         traffic.look_for_drops().await;
         traffic.ensure_blackholes();
         traffic
+    }
+
+    /// Why rules that are asked for are not in force, while that is so.
+    pub fn complaint(&self) -> watch::Receiver<Option<String>> {
+        self.complaint.subscribe()
     }
 
     /// Puts back what others remove, for ever.
@@ -142,25 +156,21 @@ impl Traffic {
     /// Whether all is as it should be now.
     async fn enforce(&mut self, done: &str) -> bool {
         let Some(keeper) = &mut self.keeper else { return true };
-        match keeper.enforce().await {
-            Ok(written) if written.is_empty() => {
-                self.complaint = None;
-                true
-            }
+        let complaint = match keeper.enforce().await {
             Ok(written) => {
-                info!(place = %keeper.place(), "{done}: {}", written.join(", "));
-                self.complaint = None;
-                true
-            }
-            Err(error) => {
-                let complaint = format!("traffic rules: {error}");
-                if self.complaint.as_ref() != Some(&complaint) {
-                    error!("{complaint}: trying again every {} s", self.resync.as_secs());
+                if !written.is_empty() {
+                    info!(place = %keeper.place(), "{done}: {}", written.join(", "));
                 }
-                self.complaint = Some(complaint);
-                false
+                None
             }
+            Err(error) => Some(format!("traffic rules: {error}")),
+        };
+        let well = complaint.is_none();
+        let before = self.complaint.send_replace(complaint.clone());
+        if let Some(new) = complaint.filter(|new| before.as_ref() != Some(new)) {
+            error!("{new}: trying again every {} s", self.resync.as_secs());
         }
+        well
     }
 
     /// After the rules are in force, so that no packet goes without.
@@ -211,20 +221,18 @@ fn rulesets(args: &TrafficArgs, config: &NetworkConfig, own: &SubnetKey) -> Vec<
     config.pools.iter().map(|(family, _)| Ruleset::of(family, &intent, config, own)).collect()
 }
 
+/// `None` where there are no rules to keep; an error where no tool is installed.
 async fn keeper(
-    args: &TrafficArgs,
     config: &NetworkConfig,
     families: &[Family],
     rulesets: Vec<Ruleset>,
-) -> Option<Keeper> {
+    random_fully: bool,
+) -> Result<Option<Keeper>, String> {
     if rulesets.iter().all(Ruleset::is_empty) {
-        return None;
+        return Ok(None);
     }
     let Some((place, why)) = choose(config.enable_nftables, families).await else {
-        warn!(
-            "neither nft nor iptables is installed: no traffic rules; install either, or say --iptables-forward-rules=false"
-        );
-        return None;
+        return Err("traffic rules: neither nft nor iptables is installed: install either, or switch --ip-masq and --iptables-forward-rules off".to_owned());
     };
     match why {
         Some(why) => warn!("traffic rules go to {place}: {why}"),
@@ -235,10 +243,10 @@ async fn keeper(
             "br_netfilter is not loaded: packets between containers of one bridge pass by iptables, which matters to Kubernetes services only"
         );
     }
-    Some(Keeper::new(place, !args.ip_masq_fully_random_disable, rulesets).await)
+    Ok(Some(Keeper::new(place, random_fully, rulesets).await))
 }
 
-fn watch(keeper: &Keeper) -> Option<Watch> {
+fn follow(keeper: &Keeper) -> Option<Watch> {
     if *keeper.place() != Place::Nftables {
         return None;
     }
