@@ -145,6 +145,28 @@ fn without_a_tool_the_fabric_goes_on_and_says_so() {
 }
 
 #[test]
+fn a_tool_with_words_of_its_own_is_no_reason_to_write_for_ever() {
+    let mut node = Nodes::new("accent", 1);
+    let (dir, calls) = (node.lab.dir().join("bin"), node.lab.dir().join("calls"));
+    std::fs::create_dir(&dir).unwrap();
+    let script = format!(
+        "#!/bin/sh\necho \"$*\" >> {}\nout=$(/usr/sbin/nft \"$@\") || exit\nprintf %s \"$out\" | sed 's/16384/\"0x4000\"/g'\n",
+        calls.display()
+    );
+    std::fs::write(dir.join("nft"), script).unwrap();
+    std::fs::set_permissions(dir.join("nft"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.path = Some(format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()));
+    let writes = || std::fs::read_to_string(&calls).unwrap().lines().filter(|call| *call == "-f -").count();
+
+    node.start(0, Mode::Nftables, &["--ip-masq", "--audit-interval=1"]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(writes(), 4, "two for each family: {}", node.daemons[0].log_tail(30));
+    node.hosts[0].run("nft", ["flush ruleset"]).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(writes(), 6, "one for each family: {}", node.daemons[0].log_tail(30));
+}
+
+#[test]
 fn removed_rules_come_back() {
     for mode in [Mode::Nftables, Mode::Iptables, Mode::Legacy] {
         let mut node = Nodes::new("back", 1);

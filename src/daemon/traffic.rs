@@ -17,8 +17,10 @@ use crate::model::{Family, NetworkConfig, SubnetKey};
 
 /// A change comes in several messages, and often with another right behind it.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between two looks, so that another who writes without end costs little.
+/// Between two looks. Where each look has to write, the rest doubles, so that
+/// another who writes without end costs little.
 const REST: Duration = Duration::from_millis(100);
+const MAX_REST: Duration = Duration::from_secs(5);
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Traffic rules")]
@@ -71,6 +73,7 @@ pub struct Traffic {
     /// Tells of changes to nftables; iptables is looked at.
     watch: Option<Watch>,
     resync: Duration,
+    rest: Duration,
     drops: Vec<String>,
     /// Why rules that are asked for are not in force.
     complaint: watch::Sender<Option<String>>,
@@ -102,8 +105,17 @@ impl Traffic {
         let interval = if watch.is_some() { audit } else { resync };
         let blackholes =
             if args.ip_blackhole_route { own.nets().map(|(_, net)| net).collect() } else { vec![] };
-        let mut traffic =
-            Traffic { keeper, families, interval, blackholes, watch, resync, drops: vec![], complaint };
+        let mut traffic = Traffic {
+            keeper,
+            families,
+            interval,
+            blackholes,
+            watch,
+            resync,
+            rest: REST,
+            drops: vec![],
+            complaint,
+        };
         traffic.enforce("traffic rules are in force").await;
         traffic.clear_elsewhere().await;
         traffic.look_for_drops().await;
@@ -149,7 +161,7 @@ impl Traffic {
                 self.look_for_drops().await;
             }
             next_look = tokio::time::Instant::now() + if well { self.interval } else { self.resync };
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(self.rest).await;
         }
     }
 
@@ -157,10 +169,13 @@ impl Traffic {
     async fn enforce(&mut self, done: &str) -> bool {
         let Some(keeper) = &mut self.keeper else { return true };
         let complaint = match keeper.enforce().await {
+            Ok(written) if written.is_empty() => {
+                self.rest = REST;
+                None
+            }
             Ok(written) => {
-                if !written.is_empty() {
-                    info!(place = %keeper.place(), "{done}: {}", written.join(", "));
-                }
+                info!(place = %keeper.place(), "{done}: {}", written.join(", "));
+                self.rest = MAX_REST.min(2 * self.rest);
                 None
             }
             Err(error) => Some(format!("traffic rules: {error}")),
@@ -251,4 +266,38 @@ fn follow(keeper: &Keeper) -> Option<Watch> {
         return None;
     }
     Watch::open().inspect_err(|error| warn!("{error}: looking at the rules now and then instead")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::firewall::{Side, Verdict};
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: TrafficArgs,
+    }
+
+    #[test]
+    fn the_flag_goes_before_the_config() {
+        let config =
+            NetworkConfig::parse(r#"{"Network":"10.244.0.0/16","nonMasqueradeCIDRs":["192.168.0.0/16"]}"#)
+                .unwrap();
+        let plain = |args: &[&str]| {
+            let args = std::iter::once("weft").chain(args.iter().copied());
+            let args = Cli::try_parse_from(args).unwrap().args;
+            let rules = rulesets(&args, &config, &"10.244.7.0-24".parse().unwrap()).remove(0).masquerade;
+            let returns = rules.unwrap().into_iter().filter(|rule| rule.verdict == Verdict::Return).skip(4);
+            returns.map(|rule| rule.destination.unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(plain(&["--ip-masq"]), [Side::In("192.168.0.0/16".parse().unwrap())]);
+        assert_eq!(
+            plain(&["--ip-masq=T", "--non-masquerade-cidrs=172.16.9.9/12,fd00::/8,172.16.0.0/12"]),
+            [Side::In("172.16.0.0/12".parse().unwrap())]
+        );
+        assert!(Cli::try_parse_from(["weft", "--iptables-resync=0"]).is_err());
+    }
 }

@@ -48,6 +48,17 @@ pub fn plan(want: &Ruleset, random_fully: bool, listed: Option<&Value>) -> Optio
     Some(script)
 }
 
+/// What is listed but for the numbers that the kernel gives: two texts that are
+/// equal mean the same.
+pub fn extract(listed: &Value) -> String {
+    let without_handle = |(kind, object): (&str, &Value)| {
+        let mut object = object.clone();
+        object.as_object_mut().map(|members| members.remove("handle"));
+        format!("{kind} {object}\n")
+    };
+    objects(listed).map(without_handle).collect()
+}
+
 /// Base chains of others on the way through the host that drop what they do not
 /// know, from `nft --json list chains`, as `inet firewalld filter_FORWARD`. In
 /// nftables no accepting rule elsewhere outvotes them. `but_for_iptables` passes

@@ -59,7 +59,7 @@ impl Place {
                 let (family, name) = nftables::table(want.family);
                 let listed = list(&["list", "table", family, name]).await?;
                 let plan = nftables::plan(want, random_fully, listed.as_ref());
-                let now = listed.map(|listed| listed.to_string()).unwrap_or_default();
+                let now = listed.as_ref().map(nftables::extract).unwrap_or_default();
                 return Ok(plan
                     .map(|script| change(format!("{family} {name}"), script, now))
                     .into_iter()
@@ -162,8 +162,7 @@ impl Keeper {
     }
 
     async fn enforce_one(&mut self, want: &Ruleset) -> Result<Vec<String>, ToolError> {
-        let mut changes = self.place.plan(want, self.random_fully).await?;
-        changes.retain(|change| self.accents.get(&change.object) != Some(&change.now));
+        let mut changes = self.differences(want).await?;
         let written = changes.iter().map(|change| change.object.clone()).collect();
         // Someone else may write at the same moment: only what is listed after
         // both of two writes is an accent.
@@ -175,7 +174,7 @@ impl Keeper {
             for change in &changes {
                 change.apply().await?;
             }
-            changes = self.place.plan(want, self.random_fully).await?;
+            changes = self.differences(want).await?;
             let now: Vec<_> =
                 changes.iter().map(|change| (change.object.clone(), change.now.clone())).collect();
             if before.as_ref() == Some(&now) {
@@ -185,6 +184,13 @@ impl Keeper {
             before = Some(now);
         }
         Ok(written)
+    }
+
+    /// But for those that are a matter of words.
+    async fn differences(&self, want: &Ruleset) -> Result<Vec<Change>, ToolError> {
+        let mut changes = self.place.plan(want, self.random_fully).await?;
+        changes.retain(|change| self.accents.get(&change.object) != Some(&change.now));
+        Ok(changes)
     }
 
     fn learn_accents(&mut self, listed: Vec<(String, String)>) {
