@@ -28,6 +28,9 @@ fn what_is_in_force_is_shown_with_its_source_and_without_secrets() {
         ("audit-interval", json!("30"), json!({"kind": "file", "path": file, "line": 1})),
         ("iface", json!(["eth0", "eth1"]), json!({"kind": "file", "path": file, "line": 3})),
         ("plain-routes", json!("true"), json!({"kind": "flag"})),
+        ("healthz-ip", json!("127.0.0.1"), json!({"kind": "default"})),
+        ("log", json!("info"), json!({"kind": "default"})),
+        ("etcd-prefix", json!("/coreos.com/network"), json!({"kind": "default"})),
         ("etcd-username", json!(null), json!({"kind": "default"})),
         (
             "etcd-password",
@@ -42,6 +45,11 @@ fn what_is_in_force_is_shown_with_its_source_and_without_secrets() {
     ] {
         assert_eq!(shown[name], json!({"value": value, "source": source}), "{name}");
     }
+
+    let etcd = weft(&["config", "show", "--json", "-etcd-endpoints=", "-etcd-prefix", "/p"]);
+    let shown: Value = serde_json::from_str(&etcd).unwrap();
+    let defaults = json!(["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+    assert_eq!(shown["etcd-endpoints"]["value"], defaults, "empty is none");
 
     let table = weft(&["config", "show"]);
     let row = table.lines().find(|line| line.contains("audit-interval")).unwrap();

@@ -28,7 +28,7 @@ pub struct ShowArgs {
 }
 
 pub fn show(args: &ShowArgs, resolved: &Resolved) -> anyhow::Result<()> {
-    let options: Vec<_> = options(resolved).collect();
+    let options: Vec<_> = options(resolved, &args.daemon).collect();
     if args.json {
         let object: serde_json::Map<_, _> = options.into_iter().map(Shown::json).collect();
         println!("{}", serde_json::to_string_pretty(&object)?);
@@ -66,7 +66,7 @@ impl Shown {
 }
 
 /// The options that can be set, and of those without effect the ones that are.
-fn options(resolved: &Resolved) -> impl Iterator<Item = Shown> {
+fn options(resolved: &Resolved, args: &DaemonArgs) -> impl Iterator<Item = Shown> {
     resolved.command.get_arguments().filter_map(|arg| {
         let name = arg.get_long()?.to_owned();
         let source = resolved.source(arg.get_id().as_str());
@@ -74,7 +74,11 @@ fn options(resolved: &Resolved) -> impl Iterator<Item = Shown> {
             return None;
         }
         let many = matches!(arg.get_action(), clap::ArgAction::Append);
-        Some(Shown { name, values: values(resolved, arg), many, source })
+        let mut values = values(resolved, arg);
+        if values.is_empty() {
+            values.extend(args.derived(&name));
+        }
+        Some(Shown { name, values, many, source })
     })
 }
 

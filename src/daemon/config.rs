@@ -264,9 +264,25 @@ impl DaemonArgs {
 
     /// Where to tell of our health, if at all.
     pub fn health_address(&self, as_flanneld: bool) -> Option<SocketAddr> {
+        let address = SocketAddr::new(self.health_ip(as_flanneld), self.health.healthz_port);
+        (address.port() != 0).then_some(address)
+    }
+
+    /// The values, as text, of an option that is not given and whose default
+    /// hangs on others.
+    pub fn derived(&self, name: &str) -> Vec<String> {
+        match (name, self.store(false)) {
+            ("healthz-ip", _) => vec![self.health_ip(false).to_string()],
+            ("log", _) => vec![self.log.filter().to_owned()],
+            ("etcd-prefix", _) => vec![self.etcd.prefix()],
+            ("etcd-endpoints", Ok(StoreChoice::Etcd(etcd))) => etcd.endpoints,
+            _ => Vec::new(),
+        }
+    }
+
+    fn health_ip(&self, as_flanneld: bool) -> IpAddr {
         let default = if as_flanneld { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-        let ip = self.health.healthz_ip.unwrap_or(default.into());
-        (self.health.healthz_port != 0).then(|| SocketAddr::new(ip, self.health.healthz_port))
+        self.health.healthz_ip.unwrap_or(default.into())
     }
 
     pub fn audit_interval(&self) -> Duration {
