@@ -30,41 +30,40 @@ const TRIES: usize = 10;
 pub enum LeasesCommand {
     /// Show every lease, reservation and broken record
     List {
-        #[command(flatten)]
-        at: StoreAt,
         /// As JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        at: StoreAt,
     },
     /// Show one lease and what its node publishes
     Show {
-        #[command(flatten)]
-        at: StoreAt,
         /// As 10.5.1.0/24 or 10.5.1.0-24; dual stack as 10.5.1.0/24,fd00::/64.
         #[arg(value_parser = subnet_key)]
         subnet: SubnetKey,
         /// As JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        at: StoreAt,
     },
     /// Keep a subnet for one node, for good
     ///
     /// The node takes it at its next start, unless containers of its own live in
     /// another one. Nobody else gets it.
     Reserve {
-        #[command(flatten)]
-        at: StoreAt,
         /// As 10.5.1.0/24; dual stack as 10.5.1.0/24,fd00::/64.
         #[arg(value_parser = subnet_key)]
         subnet: SubnetKey,
         /// The node's public address; one for each family.
         #[arg(long, required = true, value_name = "IP", value_parser = node_address)]
         public_ip: Vec<IpAddr>,
+        #[command(flatten)]
+        at: StoreAt,
     },
     /// Give a subnet back: a reservation, or the lease of a node that is gone
     Release {
-        #[command(flatten)]
-        at: StoreAt,
+        /// As 10.5.1.0/24; dual stack as 10.5.1.0/24,fd00::/64.
         #[arg(value_parser = subnet_key)]
         subnet: SubnetKey,
         /// Do not ask.
@@ -73,14 +72,14 @@ pub enum LeasesCommand {
         /// Even if a node holds it. Its daemon takes it again while it runs.
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        at: StoreAt,
     },
     /// Show what is of no use to anyone; with --yes, remove it
     ///
     /// That is records that do not parse, and leases whose renewal is overdue:
     /// their nodes are gone. Reservations stay.
     Gc {
-        #[command(flatten)]
-        at: StoreAt,
         /// Remove it.
         #[arg(long)]
         yes: bool,
@@ -88,6 +87,8 @@ pub enum LeasesCommand {
         /// an hour before the end, unless they are told otherwise.
         #[arg(long, value_name = "MINUTES", default_value_t = 30)]
         overdue: u64,
+        #[command(flatten)]
+        at: StoreAt,
     },
 }
 

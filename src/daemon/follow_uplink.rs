@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -38,15 +39,21 @@ pub struct Uplink {
     own: SubnetKey,
     target: Target,
     leases: Arc<Leases>,
-    /// Why what was last known is kept, while that is so.
-    trouble: Option<String>,
+    trouble: watch::Sender<Option<String>>,
     /// Another interface that was chosen, and since when.
     moving: Option<(Node, Instant)>,
 }
 
 impl Uplink {
-    pub fn new(args: &DaemonArgs, joined: &Joined, target: Target, leases: Arc<Leases>) -> Uplink {
-        Uplink {
+    /// Tells besides why what was last known is kept, while that is so.
+    pub fn new(
+        args: &DaemonArgs,
+        joined: &Joined,
+        target: Target,
+        leases: Arc<Leases>,
+    ) -> (Uplink, watch::Receiver<Option<String>>) {
+        let (trouble, told) = watch::channel(None);
+        let uplink = Uplink {
             args: args.clone(),
             network: joined.network.clone(),
             backend: joined.backend.clone(),
@@ -54,9 +61,10 @@ impl Uplink {
             own: joined.held.stored.lease.key,
             target,
             leases,
-            trouble: None,
+            trouble,
             moving: None,
-        }
+        };
+        (uplink, told)
     }
 
     /// Looks whenever the kernel tells of a link or an address, and now and then.
@@ -70,7 +78,7 @@ impl Uplink {
             // Looking takes a small part of the time, whatever pods come and go.
             sleep(SETTLE.max(begun.elapsed() * 10)).await;
 
-            let calm = self.trouble.is_none() && self.moving.is_none();
+            let calm = self.trouble.borrow().is_none() && self.moving.is_none();
             let rest = if calm { self.args.audit_interval() } else { RETRY };
             if let Ok(ready) = timeout(rest, events.ready()).await {
                 ready?;
@@ -122,16 +130,16 @@ impl Uplink {
     }
 
     fn report(&mut self, looked: anyhow::Result<()>) {
-        let trouble = looked.err().map(|error| format!("{error:#}"));
+        let Node { uplink, public_ip, .. } = &self.target.get().1.node;
+        let keeping =
+            |error| format!("{error:#}: keeping {uplink} and {} as they were last known", listed(public_ip));
+        let trouble = looked.err().map(keeping);
+        let before = self.trouble.send_replace(trouble.clone());
         match &trouble {
-            Some(why) if self.trouble != trouble => {
-                let Node { uplink, public_ip, .. } = &self.target.get().1.node;
-                warn!("{why}: keeping {uplink} and {} as they were last known", listed(public_ip));
-            }
-            None if self.trouble.is_some() => info!("the uplink is usable again"),
+            Some(why) if before != trouble => warn!("{why}"),
+            None if before.is_some() => info!("the uplink is usable again"),
             _ => {}
         }
-        self.trouble = trouble;
     }
 }
 

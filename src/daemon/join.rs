@@ -15,9 +15,9 @@ use super::health;
 use super::uplink::{self, Choice, Request};
 use crate::backends::{self, Backend, Identity, Node};
 use crate::kernel::host::{self, Host};
-use crate::model::{Family, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::model::{Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
 use crate::subnet::store::{Store, StoreError};
-use crate::subnet::{Held, Snapshot, Want, alloc, env_file};
+use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
 
 /// Between two tries to reach what is away.
 const RETRY: Duration = Duration::from_secs(1);
@@ -58,9 +58,46 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
         previous: previous_subnet(args),
         no_other: false,
     };
+    let snapshot = match left_behind(&*backend, &host, &node, &snapshot, want.previous) {
+        Some(own) => {
+            take_along(store, own, &want).await?;
+            patiently("leases", || store.snapshot()).await?
+        }
+        None => snapshot,
+    };
     let held = patiently("a lease", || store.acquire(&snapshot, &want)).await?;
     info!(subnet = %held.stored.lease.key, backend = backend.kind(), "this node's subnet");
     Ok(Joined { network, backend, node, identity, held, want, snapshot })
+}
+
+/// Our own lease under an address that this host had before: it is the subnet
+/// that we remember, and publishes the MAC of the tunnel that still stands here.
+fn left_behind<'a>(
+    backend: &dyn Backend,
+    host: &Host,
+    node: &Node,
+    snapshot: &'a Snapshot,
+    previous: Option<SubnetKey>,
+) -> Option<&'a StoredLease> {
+    if snapshot.leases.iter().any(|s| alloc::is_own(&node.public_ip, &s.lease.attrs.public_ip)) {
+        return None;
+    }
+    let stored = snapshot.leases.iter().find(|stored| Some(stored.lease.key) == previous)?;
+    let published = backend.published_identity(&stored.lease.attrs).mac;
+    let here = backend.devices().map(|_, device| mac_of(host, device)).flatten();
+    (!published.is_empty() && published == here).then_some(stored)
+}
+
+async fn take_along(store: &dyn Store, own: &StoredLease, want: &Want) -> Result<(), StoreError> {
+    let (before, now) = (listed(&own.lease.attrs.public_ip), listed(&want.attrs.public_ip));
+    info!(subnet = %own.lease.key, "this host was {before} and is {now}: its lease goes along");
+    let held = Held { stored: own.clone(), ttl: None };
+    // Where it is ours no more, the next listing says so.
+    patiently("our lease", || store.update(&held, &want.attrs)).await.map(drop)
+}
+
+fn mac_of(host: &Host, device: IfName) -> Option<Mac> {
+    host.links.iter().find(|link| link.name == device).and_then(|link| link.mac)
 }
 
 /// Tries until it is done or refused for good.
@@ -148,8 +185,8 @@ fn identity(backend: &dyn Backend, host: &Host, node: &Node, snapshot: &Snapshot
         .map(|stored| backend.published_identity(&stored.lease.attrs))
         .unwrap_or_default();
     let mac = backend.devices().map(|family, device| {
-        let on_device = || host.links.iter().find(|link| link.name == device).and_then(|link| link.mac);
-        stored.mac.get(family).copied().or_else(on_device).unwrap_or_else(|| Mac::local(rand::random()))
+        let known = stored.mac.get(family).copied().or_else(|| mac_of(host, device));
+        known.unwrap_or_else(|| Mac::local(rand::random()))
     });
     Identity { mac }
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -86,7 +87,9 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
-    let source = StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone(), complaint);
+    let uplink = follow_uplink(args, &joined, target, leases.clone(), tasks)?;
+    let source =
+        StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone(), uplink, complaint);
     let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
@@ -95,7 +98,6 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     tasks.spawn_watched("lease watch", health::BOUND, follower);
     let keeper = leases::keep(store, leases.clone(), args.renew_margin());
     tasks.spawn_watched("lease keeper", health::BOUND, keeper);
-    follow_uplink(args, &joined, target, leases.clone(), tasks)?;
     health::waiting_for("the kernel to be as it should be");
     announce(&reconciler).await;
     tasks.health.joined(move || leases.lost());
@@ -150,9 +152,9 @@ fn follow_uplink(
     target: Target,
     leases: Arc<Leases>,
     tasks: &mut Tasks,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<watch::Receiver<Option<String>>> {
     let events = Monitor::of_addresses()?;
-    let uplink = Uplink::new(args, joined, target, leases);
+    let (uplink, trouble) = Uplink::new(args, joined, target, leases);
     let stop = tasks.stop.clone();
     let following = async move {
         tokio::select! {
@@ -162,7 +164,7 @@ fn follow_uplink(
     };
     let health = tasks.health.clone();
     tasks.spawn("uplink", health.watch("uplink", audits(args), following));
-    Ok(())
+    Ok(trouble)
 }
 
 /// The bound of loops that look again at each audit.

@@ -34,6 +34,8 @@ pub struct Status {
 pub struct NodeStatus {
     pub uplink: String,
     pub public_ips: Vec<String>,
+    /// Why they may be out of date, if so.
+    pub trouble: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -87,6 +89,9 @@ impl Status {
         if !self.store.connected {
             return Some(format!("store {}: not connected", self.store.name));
         }
+        if let Some(trouble) = &self.node.trouble {
+            return Some(format!("uplink: {trouble}"));
+        }
         let missing = self.peers.iter().filter(|peer| !peer.missing.is_empty()).count();
         if missing > 0 {
             return Some(format!("{missing} of {} peers lack something in the kernel", self.peers.len()));
@@ -106,19 +111,22 @@ pub struct StatusSource {
     backend: Arc<dyn Backend>,
     leases: Arc<Leases>,
     reconciler: Handle,
+    uplink: watch::Receiver<Option<String>>,
     traffic: watch::Receiver<Option<String>>,
 }
 
 impl StatusSource {
+    /// `uplink` and `traffic` say what is wrong there, if anything.
     pub fn new(
         store: String,
         joined: &Joined,
         leases: Arc<Leases>,
         reconciler: Handle,
+        uplink: watch::Receiver<Option<String>>,
         traffic: watch::Receiver<Option<String>>,
     ) -> StatusSource {
         let (network, backend) = (joined.network.clone(), joined.backend.clone());
-        StatusSource { store, network, backend, leases, reconciler, traffic }
+        StatusSource { store, network, backend, leases, reconciler, uplink, traffic }
     }
 
     /// With a fresh look at the kernel.
@@ -138,6 +146,7 @@ impl StatusSource {
             node: NodeStatus {
                 uplink: node.uplink.to_string(),
                 public_ips: node.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
+                trouble: self.uplink.borrow().clone(),
             },
             lease: self.lease(),
             backend: self.backend.kind().to_owned(),

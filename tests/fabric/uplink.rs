@@ -32,6 +32,23 @@ fn a_host_is_renumbered_under_traffic() {
 }
 
 #[test]
+fn a_host_that_was_renumbered_while_its_daemon_was_away_keeps_its_subnet() {
+    let mut fabric = Fabric::new("away-renumber", VXLAN, 2);
+    fabric.start_all();
+    let (a, b) = (fabric.pod(0), fabric.pod(1));
+    let (env, key) = (fabric.subnet_env(0), fabric.key_of(0));
+    let lease = lease_of(&fabric, &key);
+    fabric.daemons[0].kill9().unwrap();
+    renumber(&fabric, 0, "192.168.77.101/24");
+    fabric.start(0, &[]);
+    let published = || fabric.etcdctl(&["get", &key]).contains(r#""PublicIP":"192.168.77.101""#);
+    wait_until(SOON, "the new address in the store", published).unwrap();
+    fabric.wait_in_sync(0);
+    assert_eq!((fabric.subnet_env(0), lease_of(&fabric, &key)), (env, lease), "same subnet, same lease");
+    wait_until(SOON, "traffic", || a.netns.reaches(b.ips[0])).unwrap();
+}
+
+#[test]
 fn an_mtu_is_followed_down_and_up() {
     let mut fabric = Fabric::new("mtu", VXLAN, 2);
     fabric.start_all();
@@ -77,6 +94,7 @@ fn an_interface_that_goes_keeps_the_last_known_node_and_a_new_one_is_taken_up() 
     };
     says("keeping eth0 and 192.168.77.1 as they were last known");
     assert_eq!(fabric.etcdctl(&["get", &key]), record);
+    assert!(fabric.status(0)["node"]["trouble"].as_str().is_some_and(|why| why.contains("keeping eth0")));
 
     host.ip_batch(&["addr add 192.168.77.1/24 dev eth0", "route add default via 192.168.77.254"]).unwrap();
     says("the uplink is usable again");
