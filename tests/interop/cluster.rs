@@ -131,6 +131,26 @@ impl Node {
         self.pods += 1;
         let name = format!("p{}", self.pods);
         let netns = stage.lab.pod(&self.host, &name).unwrap();
+        let said = self.cni("ADD", &netns);
+        let result: Value = serde_json::from_str(&said).unwrap();
+        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
+        let ips = result["ips"].as_array().unwrap().iter().map(|ip| address(ip).unwrap()).collect();
+        Pod { netns, ips }
+    }
+
+    /// Takes a container away by the plugins that belong to the node's daemon,
+    /// whichever wired it; nothing of it may be left.
+    pub fn remove(&self, pod: &Pod) {
+        self.cni("DEL", &pod.netns);
+        for ip in &pod.ips {
+            let reserved = self.host.dir().join("networks/cbr0").join(ip.to_string());
+            assert!(!reserved.exists(), "{ip} is still reserved after {:?}'s DEL", self.program);
+        }
+        let links = pod.netns.ip_json("link").unwrap();
+        assert_eq!(links.as_array().map(Vec::len), Some(1), "loopback alone: {links:#}");
+    }
+
+    fn cni(&self, verb: &str, netns: &Netns) -> String {
         let data = |what: &str| self.host.dir().join(what);
         let config = json!({
             "name": "cbr0", "cniVersion": "1.0.0", "type": "flannel",
@@ -143,12 +163,9 @@ impl Node {
             Program::Weft => (weft_cni(), weft_cni().with_file_name("")),
         };
         let mut command = self.host.command(plugin);
-        command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", format!("{}-{name}", stage.lab.name()));
+        command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", netns.name());
         command.env("CNI_NETNS", netns.path()).env("CNI_IFNAME", "eth0").env("CNI_PATH", path);
-        let result = answer(&mut command, &config);
-        let address = |ip: &Value| ip["address"].as_str()?.split('/').next()?.parse().ok();
-        let ips = result["ips"].as_array().unwrap().iter().map(|ip| address(ip).unwrap()).collect();
-        Pod { netns, ips }
+        answer(&mut command, &config)
     }
 }
 
@@ -186,14 +203,14 @@ impl Pod {
 
 const MEGABYTE: usize = 1 << 20;
 
-fn answer(command: &mut Command, config: &Value) -> Value {
+fn answer(command: &mut Command, config: &Value) -> String {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said} {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_str(&said).unwrap()
+    said
 }
 
 fn path_of(variable: &str) -> PathBuf {

@@ -20,6 +20,12 @@ fn dual_stack_vxlan_is_taken_over_and_given_back() {
     );
 }
 
+/// The nftables rules of the two differ in two places: docs/compat.md.
+#[test]
+fn nftables_rules_are_taken_over_and_given_back() {
+    change(r#"{"EnableNFTables":true,"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#);
+}
+
 #[test]
 fn host_gw_is_taken_over_and_given_back() {
     change(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#);
@@ -39,10 +45,11 @@ fn change(config: &str) {
     let [mut node, mut other] = <[Node; 2]>::try_from(nodes).ok().unwrap();
     let routed = || node.has_routes_to(&other) && other.has_routes_to(&node);
     wait_until(SOON, "routes", routed).unwrap();
-    let (a, b) = (node.pod(&stage), other.pod(&stage));
+    let (a, b, old) = (node.pod(&stage), other.pod(&stage), node.pod(&stage));
     a.check(&b);
     let (before, rules_before) = (identity(&node), rules(&node));
-    assert!(rules_before.contains("FLANNEL-POSTRTG"), "{rules_before}");
+    let names = if config.contains("NFTables") { "flannel-ipv4" } else { "FLANNEL-POSTRTG" };
+    assert!(rules_before.contains(names), "{rules_before}");
     let subnet_env = std::fs::read_to_string(node.host.dir().join("subnet.env")).unwrap();
 
     let floods: Vec<_> = b.ips.iter().map(|ip| a.netns.flood(*ip, 1000).unwrap()).collect();
@@ -73,6 +80,13 @@ fn change(config: &str) {
     let routes = changes.iter().filter(|line| line.contains("[ROUTE]")).count();
     assert_eq!(routes, other.subnets().len(), "each once: {changes:#?}");
     drop(monitor);
+    // The plugins change with the daemon, and the containers stay.
+    let new = node.pod(&stage);
+    for pod in [&a, &b, &old] {
+        new.check(pod);
+    }
+    node.remove(&old);
+    let (before, rules_before) = (identity(&node), rules(&node));
 
     let floods: Vec<_> = b.ips.iter().map(|ip| a.netns.flood(*ip, 1000).unwrap()).collect();
     std::thread::sleep(Duration::from_millis(300));
@@ -85,18 +99,27 @@ fn change(config: &str) {
         let report = flood.stop().unwrap();
         println!("change back to flanneld: {} of {} lost: {config}", report.lost(), report.sent);
     }
-    a.check(&b);
     assert_eq!(identity(&node), before, "and again by flanneld: {config}");
+    assert_eq!(rules(&node), rules_before);
+    let newest = node.pod(&stage);
+    for pod in [&a, &b, &new] {
+        newest.check(pod);
+    }
+    node.remove(&new);
+    a.check(&newest);
     for node in [&node, &other] {
         assert_eq!(node.errors(), Vec::<String>::new());
     }
 }
 
-/// Flannel's chains as the tool prints them, without the counters.
+/// Flannel's chains as the tools print them, without the counters, and flannel's
+/// table; flanneld has one for a family that is off, too.
 fn rules(node: &Node) -> String {
     let text = node.host.run("iptables-save", [""; 0]).unwrap();
     let lines = text.lines().filter(|line| line.contains("FLANNEL"));
-    lines.map(|line| format!("{}\n", line.split(" [").next().unwrap_or_default())).collect()
+    let tables = node.host.run("nft", ["list", "tables"]).unwrap();
+    let tables = tables.lines().filter(|line| line.contains("flannel-ipv4"));
+    lines.chain(tables).map(|line| format!("{}\n", line.split(" [").next().unwrap_or_default())).collect()
 }
 
 /// Index, name and MAC of every device of the node but containers' own.
