@@ -118,15 +118,17 @@ fn without_forward_rules_the_hosts_policy_decides() {
 #[test]
 fn a_foreign_chain_that_drops_is_named() {
     let mut node = Nodes::new("foreign", 1);
-    node.hosts[0].run("nft", ["add table inet fence"]).unwrap();
-    let chain = "add chain inet fence pass { type filter hook forward priority 10 ; policy drop ; }";
-    node.hosts[0].run("nft", [chain]).unwrap();
+    let host = &node.hosts[0];
+    host.run("nft", ["add table inet fence"]).unwrap();
+    host.run("nft", ["add chain inet fence pass { type filter hook forward priority 10 ; policy drop ; }"])
+        .unwrap();
+    host.run("iptables-nft", ["-P", "FORWARD", "DROP"]).unwrap();
+    host.run("ip6tables-legacy", ["-P", "FORWARD", "DROP"]).unwrap();
     node.start(0, Mode::Nftables, &[]);
-    assert!(
-        node.daemons[0].log_tail(100).contains("chain inet fence pass drops"),
-        "{}",
-        node.daemons[0].log_tail(100)
-    );
+    let log = node.daemons[0].log_tail(100);
+    for chain in ["inet fence pass", "ip filter FORWARD", "ip6tables filter FORWARD (legacy)"] {
+        assert!(log.contains(&format!("chain {chain} drops")), "{chain}: {log}");
+    }
 }
 
 #[test]

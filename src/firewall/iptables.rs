@@ -62,6 +62,11 @@ pub fn has_foreign_rules(saved: &str) -> bool {
         .any(|line| line.starts_with("-A ") && !line.contains("FLANNEL-") && !line.contains("flanneld "))
 }
 
+/// Whether what no rule of `FORWARD` takes is dropped.
+pub fn drops_by_policy(saved_filter: &str) -> bool {
+    saved_filter.lines().any(|line| line.starts_with(":FORWARD DROP"))
+}
+
 struct Found<'a> {
     exists: bool,
     rules: Vec<&'a str>,

@@ -62,7 +62,7 @@ pub fn extract(listed: &Value) -> String {
 /// Base chains of others on the way through the host that drop what they do not
 /// know, from `nft --json list chains`, as `inet firewalld filter_FORWARD`. In
 /// nftables no accepting rule elsewhere outvotes them. `but_for_iptables` passes
-/// over the chains that iptables rules stand in.
+/// over the chains that rules of iptables (nf_tables) stand in.
 pub fn foreign_drops(listed: &Value, families: &[Family], but_for_iptables: bool) -> Vec<String> {
     let drops = |chain: &Value| {
         let (family, table_name) = (chain["family"].as_str()?, chain["table"].as_str()?);

@@ -96,20 +96,39 @@ impl Place {
         }
     }
 
-    /// Base chains of others that drop what passes through this host, as far as
-    /// rules in this place cannot outvote them.
+    /// Chains of others that drop what passes through this host and is not known
+    /// to them, as far as rules in this place cannot outvote them.
     pub async fn foreign_drops(&self, families: &[Family]) -> Vec<String> {
+        let mut drops = self.legacy_drops(families).await;
         if !tools::is_installed("nft") {
-            return Vec::new();
+            return drops;
         }
-        let is_iptables = matches!(self, Place::Iptables(_));
+        let on_nf_tables = matches!(self, Place::Iptables(tables) if !tables.legacy);
         match list(&["list", "chains"]).await {
-            Ok(listed) => nftables::foreign_drops(&listed.unwrap_or_default(), families, is_iptables),
-            Err(error) => {
-                warn!("looking for chains that drop: {error}");
-                Vec::new()
+            Ok(listed) => {
+                drops.extend(nftables::foreign_drops(&listed.unwrap_or_default(), families, on_nf_tables));
+            }
+            Err(error) => warn!("looking for chains that drop: {error}"),
+        }
+        drops
+    }
+
+    async fn legacy_drops(&self, families: &[Family]) -> Vec<String> {
+        let mut drops = Vec::new();
+        for tables in variants().await.into_iter().filter(|tables| tables.legacy) {
+            if self.is_same(&Place::Iptables(tables.clone())) {
+                continue;
+            }
+            for word in families.iter().map(|family| word(*family)) {
+                if tables.serves(word)
+                    && tables.has_table(word, "filter")
+                    && tables.save(word, "filter").await.is_ok_and(|saved| iptables::drops_by_policy(&saved))
+                {
+                    drops.push(format!("{word}tables filter FORWARD (legacy)"));
+                }
             }
         }
+        drops
     }
 }
 
