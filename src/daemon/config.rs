@@ -271,11 +271,11 @@ impl DaemonArgs {
     /// The values, as text, of an option that is not given and whose default
     /// hangs on others.
     pub fn derived(&self, name: &str) -> Vec<String> {
-        match (name, self.store(false)) {
-            ("healthz-ip", _) => vec![self.health_ip(false).to_string()],
-            ("log", _) => vec![self.log.filter().to_owned()],
-            ("etcd-prefix", _) => vec![self.etcd.prefix()],
-            ("etcd-endpoints", Ok(StoreChoice::Etcd(etcd))) => etcd.endpoints,
+        match name {
+            "healthz-ip" => vec![self.health_ip(false).to_string()],
+            "log" => vec![self.log.filter().to_owned()],
+            "etcd-prefix" => vec![self.etcd.prefix()],
+            "etcd-endpoints" if self.etcd.is_named() => self.etcd.endpoints(),
             _ => Vec::new(),
         }
     }
@@ -318,15 +318,16 @@ impl EtcdArgs {
             }
             _ => return Err(ArgsError::HalfLogin),
         };
-        let endpoints = self
-            .etcd_endpoints
-            .clone()
-            .unwrap_or_else(|| FLANNEL_ENDPOINTS.iter().map(|url| (*url).to_owned()).collect());
+        let endpoints = self.endpoints();
         Ok(StoreChoice::Etcd(EtcdConfig { endpoints, prefix: self.prefix(), tls, credentials }))
     }
 
     pub fn prefix(&self) -> String {
         self.etcd_prefix.clone().unwrap_or_else(|| FLANNEL_PREFIX.to_owned())
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        self.etcd_endpoints.clone().unwrap_or_else(|| FLANNEL_ENDPOINTS.map(str::to_owned).to_vec())
     }
 
     fn is_named(&self) -> bool {
