@@ -80,6 +80,40 @@ fn the_store_goes_when_nobody_serves_it() {
     assert!(swept.status.success() && !store.exists(), "{swept:?}");
 }
 
+#[test]
+fn the_lease_goes_from_etcd_and_no_other() {
+    let lab = Lab::new("cleanup-lease").unwrap();
+    let node = Node::new(&lab, "h1");
+    let url = format!("http://{}:2379", lab.switch_ip4());
+    let mut command = lab.switch().command("etcd");
+    command.arg("--data-dir").arg(lab.dir().join("etcd"));
+    command.args(["--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", &url]);
+    let _etcd =
+        lab.switch().spawn("etcd", command.args(["--listen-peer-urls", "http://127.0.0.1:2380"])).unwrap();
+    let etcdctl = |args: &[&str]| {
+        let all = ["ETCDCTL_API=3", "etcdctl", "--endpoints", &url];
+        lab.switch().run("env", all.iter().chain(args))
+    };
+    wait_until(SOON, "etcd", || etcdctl(&["endpoint", "health"]).is_ok()).unwrap();
+    let subnets = "/coreos.com/network/subnets/";
+    let others = format!("{subnets}10.42.200.0-24");
+    etcdctl(&[
+        "put",
+        "/coreos.com/network/config",
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ])
+    .unwrap();
+    etcdctl(&["put", &others, r#"{"PublicIP":"192.168.77.9","PublicIPv6":null}"#]).unwrap();
+
+    let mut daemon = node.daemon(&lab, &["--etcd-endpoints", &url]);
+    wait_until(SOON, "a lease", || node.path("weft/admin.sock").exists()).unwrap();
+    daemon.terminate(Duration::from_secs(10)).unwrap();
+    assert_eq!(etcdctl(&["get", "--prefix", "--keys-only", subnets]).unwrap().split_whitespace().count(), 2);
+    let swept = node.cleanup(&["--store", "--etcd-endpoints", &url]);
+    assert!(swept.status.success() && said(&swept).contains("removed lease 10.42."), "{swept:?}");
+    assert_eq!(etcdctl(&["get", "--prefix", "--keys-only", subnets]).unwrap().trim(), others);
+}
+
 /// What stands on hosts, and a few things that look like ours.
 fn foreign_things(host: &Host) {
     host.ip_batch(&[

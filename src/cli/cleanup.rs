@@ -8,20 +8,24 @@ use std::fmt::Display;
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Args;
 use ipnetwork::IpNetwork;
 
+use super::leases::StoreAt;
 use crate::daemon::admin;
+use crate::daemon::config::StoreChoice;
 use crate::desired::{Desired, Op, Ownership, diff};
 use crate::firewall::Ruleset;
 use crate::kernel::firewall::Place;
 use crate::kernel::netlink::Connection;
-use crate::kernel::{Kernel, Nexthops, Rtnl, Scope, blackhole, inventory};
-use crate::model::Family;
+use crate::kernel::{Kernel, Nexthops, Rtnl, Scope, blackhole, host, inventory};
+use crate::model::{Family, SubnetKey};
 use crate::subnet::env_file;
+use crate::subnet::store::Store;
 
 /// Take away what weft or flannel made on this node
 ///
@@ -39,8 +43,8 @@ pub struct CleanupArgs {
     #[arg(long)]
     cni: bool,
 
-    /// Also the built-in store, with the leases and the network config of all
-    /// daemons that use it.
+    /// Also this node's lease, where an etcd is named; else the built-in store,
+    /// with the leases and the network config of all daemons that use it.
     #[arg(long)]
     store: bool,
 
@@ -61,13 +65,12 @@ pub struct CleanupArgs {
     #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = admin::SOCKET, value_name = "PATH")]
     admin_socket: PathBuf,
 
-    /// Folder of the built-in store.
-    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft", value_name = "DIR")]
-    data_dir: PathBuf,
-
     /// Folder of the CNI configs that say where the plugin keeps its records.
     #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
     cni_conf_dir: PathBuf,
+
+    #[command(flatten)]
+    at: StoreAt,
 }
 
 pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
@@ -78,13 +81,15 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     }
     let mut broom = Broom { dry_run: args.dry_run, swept: 0, failures: Vec::new() };
     rules(&mut broom).await;
-    kernel(&args.subnet_file, &mut broom).await;
+    // Read before it goes: it says what this node has.
+    let own = broom.found(env_file::read(&args.subnet_file)).and_then(|env| env.subnet_key());
+    kernel(own.as_ref(), &mut broom).await;
     if args.cni {
         cni::sweep(&args.cni_conf_dir, &mut broom).await;
     }
     files(&args, &mut broom).await;
     if args.store {
-        store(&args.data_dir, &mut broom).await;
+        store(&args.at, own.as_ref(), &mut broom).await;
     }
     broom.done()
 }
@@ -176,10 +181,8 @@ async fn rules(broom: &mut Broom) {
 }
 
 /// The plan that leads to wanting nothing.
-async fn kernel(subnet_file: &Path, broom: &mut Broom) {
-    let env = broom.found(env_file::read(subnet_file));
-    let subnets: Vec<IpNetwork> =
-        env.and_then(|env| env.subnet_key()).iter().flat_map(|key| key.nets()).map(|(_, net)| net).collect();
+async fn kernel(own: Option<&SubnetKey>, broom: &mut Broom) {
+    let subnets: Vec<IpNetwork> = own.iter().flat_map(|key| key.nets()).map(|(_, net)| net).collect();
     let result = async {
         let mut connection = Connection::open()?;
         for route in blackhole::leftovers(&mut connection, &subnets)? {
@@ -230,8 +233,44 @@ async fn files(args: &CleanupArgs, broom: &mut Broom) {
     broom.remove_folder(args.admin_socket.parent(), &[&args.admin_socket]).await;
 }
 
+async fn store(at: &StoreAt, own: Option<&SubnetKey>, broom: &mut Broom) {
+    match at.etcd.choice(false) {
+        Err(error) => broom.fail(error.to_string()),
+        Ok(StoreChoice::Builtin) => builtin_store(&at.data_dir, broom).await,
+        Ok(StoreChoice::Etcd(_)) => {
+            if let Err(error) = lease(at, own, broom).await {
+                broom.fail(format!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// The one that subnet.env speaks of, if it is still this node's.
+async fn lease(at: &StoreAt, own: Option<&SubnetKey>, broom: &mut Broom) -> anyhow::Result<()> {
+    let Some(own) = own else { return Ok(()) };
+    let store = at.open()?;
+    let snapshot = store.snapshot().await?;
+    let Some(stored) = snapshot.leases.iter().find(|stored| stored.lease.key == *own) else { return Ok(()) };
+    let here = host::read()?;
+    let is_here =
+        |ip: IpAddr| here.links.iter().flat_map(|link| &link.addresses).any(|addr| addr.net.ip() == ip);
+    let holder = &stored.lease.attrs.public_ip;
+    if !holder.iter().any(|(_, ip)| is_here(*ip)) {
+        bail!("lease {own}: its public address is none of this host's: `weft leases release` gives it back");
+    }
+    let release = async {
+        match store.release(stored).await {
+            Ok(true) => Ok(()),
+            Ok(false) => bail!("it changed meanwhile"),
+            Err(error) => Err(error.into()),
+        }
+    };
+    broom.remove(format!("lease {own} in {}", store.describe()), release).await;
+    Ok(())
+}
+
 /// Not while a daemon, perhaps one of another network namespace, serves it.
-async fn store(dir: &Path, broom: &mut Broom) {
+async fn builtin_store(dir: &Path, broom: &mut Broom) {
     if !dir.join("store.db").exists() {
         return;
     }

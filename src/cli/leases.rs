@@ -96,12 +96,12 @@ pub enum LeasesCommand {
 #[derive(Args, Clone, Debug)]
 pub struct StoreAt {
     #[command(flatten)]
-    etcd: EtcdArgs,
+    pub etcd: EtcdArgs,
 
     /// Folder of the built-in store, where no etcd is named.
     #[arg(long, env = "WEFT_DATA_DIR", default_value = DEFAULT_DATA_DIR, value_name = "DIR",
           help_heading = "Built-in store")]
-    data_dir: PathBuf,
+    pub data_dir: PathBuf,
 }
 
 pub async fn run(command: LeasesCommand) -> anyhow::Result<()> {
@@ -291,7 +291,7 @@ async fn gc(store: &EtcdStore, yes: bool, overdue: Duration) -> anyhow::Result<(
 }
 
 impl StoreAt {
-    fn open(&self) -> anyhow::Result<EtcdStore> {
+    pub fn open(&self) -> anyhow::Result<EtcdStore> {
         store::client(&self.etcd, &self.data_dir)
     }
 }
