@@ -85,8 +85,9 @@ pub enum LeasesCommand {
         yes: bool,
         /// A lease is overdue with less than so many minutes left. Nodes renew
         /// an hour before the end, unless they are told otherwise.
-        #[arg(long, value_name = "MINUTES", default_value_t = 30)]
-        overdue: u64,
+        /// [default: half an hour of a day's lease]
+        #[arg(long, value_name = "MINUTES")]
+        overdue: Option<u64>,
         #[command(flatten)]
         at: StoreAt,
     },
@@ -111,7 +112,7 @@ pub async fn run(command: LeasesCommand) -> anyhow::Result<()> {
         LeasesCommand::Reserve { at, subnet, public_ip } => reserve(&at.open()?, subnet, &public_ip).await,
         LeasesCommand::Release { at, subnet, yes, force } => release(&at.open()?, &subnet, yes, force).await,
         LeasesCommand::Gc { at, yes, overdue } => {
-            gc(&at.open()?, yes, Duration::from_secs(overdue * 60)).await
+            gc(&at.open()?, yes, overdue.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)))).await
         }
     }
 }
@@ -262,14 +263,12 @@ async fn release(store: &EtcdStore, subnet: &SubnetKey, yes: bool, force: bool) 
     Ok(())
 }
 
-async fn gc(store: &EtcdStore, yes: bool, overdue: Duration) -> anyhow::Result<()> {
+async fn gc(store: &EtcdStore, yes: bool, overdue: Option<Duration>) -> anyhow::Result<()> {
     let broken = store.broken_records().await?;
     let snapshot = store.snapshot().await?;
     let timed = with_time_left(store, &snapshot).await?;
-    let is_overdue = |time: &Option<TimeLeft>| {
-        // A store with shorter leases than a day's has shorter margins, too.
-        time.is_some_and(|time| time.left < overdue.min(time.granted / 48))
-    };
+    let is_overdue =
+        |time: &Option<TimeLeft>| time.is_some_and(|time| time.left < overdue.unwrap_or(time.granted / 48));
     let gone: Vec<_> = timed.iter().filter(|(_, time)| is_overdue(time)).map(|(stored, _)| *stored).collect();
     let mut kept = 0;
     for record in &broken {

@@ -180,7 +180,7 @@ async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
         Err(StoreError::Exhausted(holder)) => format!(
             "subnet {key} is lost: {holder}: containers keep running, but other nodes no longer reach them: free the subnet and it is taken again, or restart the daemon for another one"
         ),
-        Err(error) => format!("subnet {key} is lost: {error}"),
+        Err(error) => format!("subnet {key} cannot be leased again: {error}"),
     };
     if leases.lost().as_ref() != Some(&why) {
         error!("{why}");

@@ -378,11 +378,15 @@ mod tests {
     fn an_address_in_use_is_kept_while_it_is_good() {
         let mut host = host();
         let node = choose(&host, &Request::default(), V4, None).unwrap().node;
-        let newcomer = HostAddress { net: net("192.168.7.1/24"), ..host.links[0].addresses[0] };
+        let of_the_node = |a: &&HostAddress| a.net == net("192.168.7.2/24");
+        let mut newcomer = *host.links[0].addresses.iter().find(of_the_node).unwrap();
+        newcomer.net = net("192.168.7.1/24");
         host.links[0].addresses.insert(0, newcomer);
         let again = choose(&host, &Request::default(), V4, Some(&node)).unwrap().node;
         assert_eq!(again.address.v4, Some(ip("192.168.7.2")));
-        host.links[0].addresses[1].unusable = true;
+        for address in &mut host.links[0].addresses {
+            address.unusable |= address.net == net("192.168.7.2/24");
+        }
         let again = choose(&host, &Request::default(), V4, Some(&node)).unwrap().node;
         assert_eq!(again.address.v4, Some(ip("192.168.7.1")));
     }

@@ -15,6 +15,7 @@ pub struct Timer {
     /// `None`: nothing to do.
     next: Option<Instant>,
     failures: u32,
+    renewed_at: Option<Instant>,
 }
 
 /// What is to be done about the lease now.
@@ -33,14 +34,16 @@ impl Timer {
     /// A lease of `ttl` from `now`, renewed `margin` before its end
     /// (`--subnet-lease-renew-margin`), but not before half its time is over.
     pub fn new(margin: Duration, now: Instant, ttl: Option<Duration>) -> Timer {
-        let mut timer = Timer { margin, expiry: None, next: None, failures: 0 };
+        let mut timer = Timer { margin, expiry: None, next: None, failures: 0, renewed_at: None };
         timer.renewed(now, ttl);
+        timer.renewed_at = None;
         timer
     }
 
     /// The store answered at `now` that the lease is good for `ttl`.
     pub fn renewed(&mut self, now: Instant, ttl: Option<Duration>) {
         self.failures = 0;
+        self.renewed_at = Some(now);
         self.expiry = ttl.map(|ttl| now + ttl);
         self.next = ttl.map(|ttl| now + ttl.saturating_sub(self.margin).max(ttl / 2));
     }
@@ -55,9 +58,11 @@ impl Timer {
         self.next = Some(expiry.map_or(retry, |expiry| retry.min(expiry)));
     }
 
-    /// Whatever was to come, renew now: the lease is in doubt.
+    /// Whatever was to come, renew now: the lease is in doubt. But not more than
+    /// once a second: someone else may write our record as often as we do.
     pub fn hurry(&mut self, now: Instant) {
-        self.next = Some(self.next.map_or(now, |next| next.min(now)));
+        let soon = self.renewed_at.map_or(now, |renewed| now.max(renewed + MIN_RETRY));
+        self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
     }
 
     pub fn due(&self, now: Instant) -> Due {
@@ -95,6 +100,8 @@ mod tests {
         assert_eq!(timer.due(now), Due::Renew);
         timer.renewed(now, None);
         assert_eq!(timer.due(now), Due::Never);
+        timer.hurry(now);
+        assert_eq!(timer.due(now), Due::At(now + MIN_RETRY), "a renewal of a moment ago will do");
     }
 
     proptest! {

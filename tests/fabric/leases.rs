@@ -144,6 +144,8 @@ fn people_reserve_release_and_clear_away_leases() {
     let gone = || !fabric.has_route(0, &other);
     wait_until(SOON, "the end of the peer", gone).unwrap();
 
+    let overdue = on_etcd(&["gc", "--overdue", "1500"]).unwrap();
+    assert!(overdue.starts_with("/coreos.com/network/subnets/10.42.66.0-24: broken: "), "{overdue}");
     assert!(on_etcd(&["gc"]).unwrap().contains("1 to remove: say --yes"));
     assert!(fabric.etcdctl(&["get", "/coreos.com/network/subnets/10.42.66.0-24"]).contains('{'));
     assert!(on_etcd(&["gc", "--yes"]).unwrap().contains("1 removed, 0 left"));

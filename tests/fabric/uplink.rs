@@ -32,6 +32,33 @@ fn a_host_is_renumbered_under_traffic() {
 }
 
 #[test]
+fn host_gw_and_both_families_are_renumbered_too() {
+    let host_gw = VXLAN.replace("vxlan", "host-gw");
+    let dual = r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
+    for config in [&host_gw, dual] {
+        let mut fabric = Fabric::new("renumber-all", config, 2);
+        fabric.start_all();
+        let (a, b) = (fabric.pod(0), fabric.pod(1));
+        let env = fabric.subnet_env(0);
+        renumber(&fabric, 0, "192.168.77.101/24");
+        let lines = [
+            format!("addr del {}/64 dev eth0", fabric.hosts[0].ip6()),
+            "addr add fd77::101/64 dev eth0 nodad".to_owned(),
+            "route replace default via fd77::fe".to_owned(),
+        ];
+        fabric.hosts[0].ip_batch(&lines).unwrap();
+        let published = || fabric.status(0)["node"]["public_ips"].to_string().contains(".101");
+        wait_until(SOON, "the new address", published).unwrap();
+        for ip in &b.ips {
+            wait_until(SOON, &format!("traffic to {ip}"), || a.netns.reaches(*ip)).unwrap();
+        }
+        fabric.wait_in_sync(0);
+        fabric.wait_in_sync(1);
+        assert_eq!(fabric.subnet_env(0), env);
+    }
+}
+
+#[test]
 fn a_host_that_was_renumbered_while_its_daemon_was_away_keeps_its_subnet() {
     let mut fabric = Fabric::new("away-renumber", VXLAN, 2);
     fabric.start_all();
