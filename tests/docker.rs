@@ -174,7 +174,10 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         let _ = self.daemon.kill9();
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        // One hierarchy, or one for each controller.
+        let root = Path::new("/sys/fs/cgroup");
+        remove_cgroup(&root.join(&self.cgroup));
+        for controller in fs::read_dir(root).into_iter().flatten().flatten() {
             remove_cgroup(&controller.path().join(&self.cgroup));
         }
     }

@@ -22,26 +22,34 @@ struct Network {
 }
 
 pub async fn sweep(conf_dir: &Path, broom: &mut Broom) {
-    for network in networks(conf_dir, broom) {
-        let devices = Connection::open().and_then(|mut connection| inventory::devices(&mut connection));
-        let devices = broom.found(devices);
-        let bridge = devices
-            .iter()
-            .find(|device| device.name.as_str() == network.bridge && device.kind == Some(InfoKind::Bridge));
-        if let Some(bridge) = bridge {
-            let ports = ports(bridge, &devices);
-            if !ports.is_empty() {
-                broom.fail(format!(
-                    "bridge {} has ports {}: remove these containers first; its records stay too",
-                    bridge.name,
-                    ports.join(", ")
-                ));
-                continue;
-            }
+    let devices = Connection::open().and_then(|mut connection| inventory::devices(&mut connection));
+    let devices = broom.found(devices);
+    let networks = networks(conf_dir, broom);
+    let bridge_of = |network: &Network| {
+        let is_it = |device: &&Device| {
+            device.name.as_str() == network.bridge && device.kind == Some(InfoKind::Bridge)
+        };
+        devices.iter().find(is_it)
+    };
+    let in_use =
+        |network: &Network| bridge_of(network).is_some_and(|bridge| !ports(bridge, &devices).is_empty());
+    let (busy, idle): (Vec<_>, Vec<_>) = networks.into_iter().partition(in_use);
+    for bridge in busy.iter().filter_map(bridge_of) {
+        broom.fail(format!(
+            "bridge {} has ports {}: remove these containers first; its records stay too",
+            bridge.name,
+            ports(bridge, &devices).join(", ")
+        ));
+    }
+    for network in &idle {
+        if let Some(bridge) = bridge_of(network) {
             let op = Op::DelLink { name: bridge.name };
             broom.remove(format!("link {}", bridge.name), async { remove_link(&op) }).await;
         }
-        broom.remove_tree(&network.records).await;
+        // Networks may share a folder.
+        if !busy.iter().any(|other| other.records == network.records) {
+            broom.remove_tree(&network.records).await;
+        }
         broom.remove_tree(&network.addresses).await;
     }
 }
