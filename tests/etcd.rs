@@ -140,7 +140,7 @@ async fn a_changed_address_is_published_on_the_same_lease_while_it_is_ours() {
         (moved.stored.lease.key, moved.stored.lease_id),
         (held.stored.lease.key, held.stored.lease_id)
     );
-    assert_eq!(listing(&etcd).await.leases, [moved.stored.clone()]);
+    assert_eq!(listing(&etcd).await.leases, std::slice::from_ref(&moved.stored));
     assert_eq!(store.renew(&moved).await.expect("etcd is up"), Renewal::Renewed(moved.ttl));
 
     let name = format!("{PREFIX}/subnets/{}", held.stored.lease.key);
