@@ -74,7 +74,7 @@ install: build
 	install -D -m 755 deploy/mk-docker-opts.sh $(DESTDIR)$(PREFIX)/bin/mk-docker-opts.sh
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNI_BIN)/weft-cni
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/weft
-	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/flannel
+	[ -e $(DESTDIR)$(CNI_BIN)/flannel ] || ln -s weft-cni $(DESTDIR)$(CNI_BIN)/flannel
 	install -D -m 644 deploy/weft.service $(DESTDIR)/usr/lib/systemd/system/weft.service
 	install -D -m 644 deploy/docker.service.d/weft.conf $(DESTDIR)$(PREFIX)/share/weft/docker.service.d/weft.conf
 	install -D -m 644 deploy/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist
