@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use tracing::{info, warn};
 
 use super::config::DaemonArgs;
@@ -15,7 +14,7 @@ use super::health;
 use super::uplink::{self, Choice, Request};
 use crate::backends::{self, Backend, Identity, Node};
 use crate::kernel::host::{self, Host};
-use crate::model::{Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::model::{ConfigError, Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
 
@@ -39,10 +38,7 @@ pub struct Joined {
 }
 
 pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined> {
-    let network = network_config(store).await?;
-    let backend: Arc<dyn Backend> = backends::from_config(&network, args.tx_checksum_off)
-        .with_context(|| format!("network config in {}", store.describe()))?
-        .into();
+    let (network, backend) = network_config(args, store).await?;
     health::waiting_for("an uplink");
     let host = host::read()?;
     let Choice { node, because } = choose_uplink(args, &host, &network, None)?;
@@ -116,37 +112,49 @@ where
     }
 }
 
-/// Says what is waited for at once, then once a minute.
+/// Says what is waited for at once and when the cause changes, then once a minute.
 #[derive(Default)]
 struct Reminder {
-    said: Option<Instant>,
+    said: Option<(Instant, String)>,
 }
 
 impl Reminder {
     async fn wait(&mut self, what: &str, cause: &(dyn Display + Sync)) {
-        if self.said.is_none_or(|said| said.elapsed() >= REMIND) {
-            self.said = Some(Instant::now());
-            warn!("waiting for {what}: {cause}");
+        let text = format!("{what}: {cause}");
+        health::waiting_for(&text);
+        if self.said.as_ref().is_none_or(|(at, said)| at.elapsed() >= REMIND || *said != text) {
+            warn!("waiting for {text}");
+            self.said = Some((Instant::now(), text));
         }
-        health::waiting_for(format_args!("{what}: {cause}"));
         tokio::time::sleep(RETRY).await;
     }
 }
 
 /// The cluster's config. One that is not there, or not right, is waited for: a
 /// person may put it right while we run.
-async fn network_config(store: &dyn Store) -> anyhow::Result<NetworkConfig> {
+async fn network_config(
+    args: &DaemonArgs,
+    store: &dyn Store,
+) -> anyhow::Result<(NetworkConfig, Arc<dyn Backend>)> {
     let mut reminder = Reminder::default();
     loop {
         let cause = match patiently("the network config", || store.network_config()).await? {
             None => format!("{} has none yet", store.describe()),
-            Some(json) => match NetworkConfig::parse(&json) {
-                Ok(config) => return Ok(config),
+            Some(json) => match parse(args, &json) {
+                Ok((config, backend)) => return Ok((config, backend.into())),
                 Err(error) => format!("{}: {error}", store.describe()),
             },
         };
         reminder.wait("a network config", &cause).await;
     }
+}
+
+/// With the backend it names: a config that asks for what we have not is as
+/// wrong as one that does not parse.
+pub fn parse(args: &DaemonArgs, json: &str) -> Result<(NetworkConfig, Box<dyn Backend>), ConfigError> {
+    let config = NetworkConfig::parse(json)?;
+    let backend = backends::from_config(&config, args.tx_checksum_off)?;
+    Ok((config, backend))
 }
 
 /// What the options and the network config ask for, put to this host as it is.

@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use tracing::info;
 
 use super::config::DaemonArgs;
+use super::join;
 use super::uplink;
 use crate::desired::ROUTE_PROTOCOL;
 use crate::kernel::host::{Host, HostLink, HostRoute};
@@ -22,7 +23,7 @@ pub fn network_config(args: &DaemonArgs, host: &Host) -> anyhow::Result<String> 
         }
         (None, None) => (DEFAULT_NETWORK_CONFIG.to_owned(), "default network".to_owned()),
     };
-    let config = NetworkConfig::parse(&json).with_context(|| source.clone())?;
+    let (config, _) = join::parse(args, &json).with_context(|| source.clone())?;
     if !args.builtin.allow_overlap {
         refuse_overlap(args, &config, host).with_context(|| source.clone())?;
     }
