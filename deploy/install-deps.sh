@@ -24,12 +24,12 @@ need protoc protobuf-compiler
 need_file /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 need_file /usr/include/stdio.h libc6-dev
 need ip iproute2
+need nft nftables
 need ping iputils-ping
 need iperf3 iperf3
 if [ "$want" = test ]; then
     need etcd etcd-server
     need etcdctl etcd-client
-    need nft nftables
     need iptables iptables
     need jq jq
     need ethtool ethtool

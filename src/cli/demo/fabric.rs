@@ -220,7 +220,10 @@ fn start_daemons(
                 command.env_remove(name);
             }
         }
-        command.args(["daemon", "--iface", "eth0", "--subnet-file"]).arg(host.dir().join("subnet.env"));
+        // As on a real node: the daemon masquerades what leaves the fabric, so that
+        // containers see each other's own addresses.
+        command.args(["daemon", "--iface", "eth0", "--ip-masq", "--subnet-file"]);
+        command.arg(host.dir().join("subnet.env"));
         command.arg("--admin-socket").arg(host.dir().join("weft.sock"));
         match etcd {
             true => command.arg("--etcd-endpoints").arg(format!("http://{}:2379", lab.switch_ip4())),
