@@ -331,7 +331,8 @@ mod tests {
         let taken: Vec<_> = taken.map(key).collect();
         let begin = std::time::Instant::now();
         assert_eq!(free(Family::V4, &pool, &taken), [IpNetwork::new(pool.subnet_max, 24).expect("a net")]);
-        assert!(begin.elapsed().as_millis() < 1_000, "{:?} for {}", begin.elapsed(), taken.len());
+        // The square of it would take minutes.
+        assert!(begin.elapsed().as_secs() < 20, "{:?} for {}", begin.elapsed(), taken.len());
     }
 
     /// Of lengths shorter and longer than the config's, in and around its pools.
