@@ -433,8 +433,9 @@ fn arrives_from(from: &Netns, source: Option<IpAddr>, to: &Netns, target: Socket
         })
         .unwrap()
         .unwrap();
-    // The first packet may wait for a neighbour for longer than the buffer holds.
-    for _ in 0..10 {
+    // The first packet may wait for a neighbour for longer than the buffer holds,
+    // and IPv6 for its own addresses to be proven unique.
+    for _ in 0..40 {
         if sender.send_to(b"?", target).is_ok()
             && let Ok((_, peer)) = receiver.recv_from(&mut [0; 16])
         {
