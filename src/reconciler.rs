@@ -123,6 +123,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             let more = self.pass(&stop).await;
             let rest = begun.elapsed().min(MAX_REST);
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(rest) => {}
             }
@@ -137,24 +138,27 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         loop {
             let audit = self.viewed.map(|viewed| viewed + self.settings.audit);
             let wake = audit.into_iter().chain(self.failures.next()).min().unwrap_or_else(Instant::now);
+            // In one order, so that a simulation can be replayed; what may come
+            // without end is last.
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Ok(false),
-                () = self.target.changed() => return Ok(true),
-                ready = self.events.ready() => {
-                    ready?;
-                    if self.listen() > Effect::Nothing {
-                        return Ok(true);
-                    }
-                }
-                Some(reply) = self.requests.recv() => {
-                    self.answer(reply);
-                    return Ok(true);
-                }
                 () = tokio::time::sleep_until(wake) => {
                     if Some(wake) == audit {
                         self.viewed = None;
                     }
                     return Ok(true);
+                }
+                () = self.target.changed() => return Ok(true),
+                Some(reply) = self.requests.recv() => {
+                    self.answer(reply);
+                    return Ok(true);
+                }
+                ready = self.events.ready() => {
+                    ready?;
+                    if self.listen() > Effect::Nothing {
+                        return Ok(true);
+                    }
                 }
             }
         }

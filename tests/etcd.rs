@@ -440,7 +440,7 @@ async fn the_built_in_store_serves_the_same_client_also_over_a_takeover() {
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
     let (channel, owner) = Keeper::start(dir.path(), first.clone()).await.expect("a fresh store");
     let (_, heir) = Keeper::start(dir.path(), second.clone()).await.expect("a second keeper");
-    let store = EtcdStore::from_channel(channel, PREFIX, "built-in store");
+    let store = EtcdStore::from_channel(etcd_client::Channel::Tonic(channel), PREFIX, "built-in store");
     let mut events = watch(&store).await;
     let full = config(r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.20.0"}"#);
 

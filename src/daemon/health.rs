@@ -113,6 +113,7 @@ async fn idle_by<T: Future, F: Future>(mut tick: impl FnMut() -> T, event: F) ->
     loop {
         beat();
         tokio::select! {
+            biased;
             output = &mut event => {
                 beat();
                 return output;

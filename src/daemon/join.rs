@@ -15,6 +15,7 @@ use super::uplink::{self, Choice, Request};
 use crate::backends::{self, Backend, Identity, Node};
 use crate::kernel::host::{self, Host};
 use crate::model::{ConfigError, Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::reconciler::{Inputs, Target};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
 
@@ -37,6 +38,21 @@ pub struct Joined {
     pub snapshot: Snapshot,
 }
 
+impl Joined {
+    /// What the reconciler begins with: the listing's leases without our own, so
+    /// that a restart looks for no less than the kernel has.
+    pub fn target(&self) -> Target {
+        let own = self.held.stored.lease.key;
+        let others = self.snapshot.leases.iter().filter(|stored| stored.lease.key != own);
+        Target::new(Inputs {
+            node: self.node.clone(),
+            identity: self.identity.clone(),
+            own,
+            peers: others.map(|stored| (stored.lease.key, stored.lease.attrs.clone())).collect(),
+        })
+    }
+}
+
 pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined> {
     let (network, backend) = network_config(args, store).await?;
     health::waiting_for("an uplink");
@@ -44,17 +60,25 @@ pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined
     let Choice { node, because } = choose_uplink(args, &host, &network, None)?;
     info!(uplink = %node.uplink, mtu = node.uplink_mtu, address = %listed(&node.address), public = %listed(&node.public_ip), "{because}");
     backend.check(&node)?;
+    lease(store, network, backend, &host, node, previous_subnet(args)).await
+}
 
+/// A subnet for `node` of `host`, and who it is among the others. `previous` is
+/// what `subnet.env` remembers.
+pub async fn lease(
+    store: &dyn Store,
+    network: NetworkConfig,
+    backend: Arc<dyn Backend>,
+    host: &Host,
+    node: Node,
+    previous: Option<SubnetKey>,
+) -> anyhow::Result<Joined> {
     health::waiting_for("a lease");
     let snapshot = patiently("leases", || store.snapshot()).await?;
-    let identity = identity(&*backend, &host, &node, &snapshot);
-    let want = Want {
-        config: network.clone(),
-        attrs: backend.attrs(&node, &identity),
-        previous: previous_subnet(args),
-        no_other: false,
-    };
-    let snapshot = match left_behind(&*backend, &host, &node, &snapshot, want.previous) {
+    let identity = identity(&*backend, host, &node, &snapshot);
+    let want =
+        Want { config: network.clone(), attrs: backend.attrs(&node, &identity), previous, no_other: false };
+    let snapshot = match left_behind(&*backend, host, &node, &snapshot, previous) {
         Some(own) => {
             take_along(store, own, &want).await?;
             patiently("leases", || store.snapshot()).await?
@@ -194,7 +218,7 @@ fn identity(backend: &dyn Backend, host: &Host, node: &Node, snapshot: &Snapshot
         .unwrap_or_default();
     let mac = backend.devices().map(|family, device| {
         let known = stored.mac.get(family).copied().or_else(|| mac_of(host, device));
-        known.unwrap_or_else(|| Mac::local(rand::random()))
+        known.unwrap_or_else(|| Mac::local(std::array::from_fn(|_| fastrand::u8(..))))
     });
     Identity { mac }
 }

@@ -114,19 +114,20 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
 /// Renews our lease, publishes what changed of this node, and takes the same
 /// subnet again where the store forgot it.
 pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, margin: Duration) {
-    let mut timer = Timer::new(margin, Instant::now(), leases.own().ttl);
+    let mut timer = Timer::new(margin, now(), leases.own().ttl);
     loop {
         health::beat();
-        match timer.due(Instant::now()) {
+        match timer.due(now()) {
             Due::Never => {
                 health::idle(leases.doubt.notified()).await;
-                timer.hurry(Instant::now());
+                timer.hurry(now());
             }
             Due::At(next) => {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep_until(next.into()) => {}
                     () = tokio::time::sleep(health::BEAT) => {}
-                    () = leases.doubt.notified() => timer.hurry(Instant::now()),
+                    () = leases.doubt.notified() => timer.hurry(now()),
                 }
             }
             Due::Renew => renew(&*store, &leases, &mut timer).await,
@@ -151,7 +152,7 @@ async fn renew(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
     match renewed {
         Ok(Some(held)) => {
             debug!(ttl = ?held.ttl, "lease renewed");
-            timer.renewed(Instant::now(), held.ttl);
+            timer.renewed(now(), held.ttl);
             leases.set_own(held);
         }
         Ok(None) => {
@@ -160,7 +161,7 @@ async fn renew(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
         }
         Err(error) => {
             warn!("renewal of {}: {error}", held.stored.lease.key);
-            timer.failed(Instant::now(), rand::random());
+            timer.failed(now(), fastrand::f64());
         }
     }
 }
@@ -174,7 +175,7 @@ async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
     let why = match take(store, &held, leases.want()).await {
         Ok(held) => {
             info!(subnet = %key, "lease taken again");
-            timer.renewed(Instant::now(), held.ttl);
+            timer.renewed(now(), held.ttl);
             return leases.set_own(held);
         }
         Err(StoreError::Exhausted(holder)) => format!(
@@ -186,7 +187,7 @@ async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
         error!("{why}");
     }
     leases.set_lost(why);
-    timer.failed(Instant::now(), rand::random());
+    timer.failed(now(), fastrand::f64());
 }
 
 async fn take(store: &dyn Store, held: &Held, want: Want) -> Result<Held, StoreError> {
@@ -197,4 +198,9 @@ async fn take(store: &dyn Store, held: &Held, want: Want) -> Result<Held, StoreE
     let snapshot = patiently("leases", || store.snapshot()).await?;
     let want = Want { previous: Some(held.stored.lease.key), no_other: true, ..want };
     store.acquire(&snapshot, &want).await
+}
+
+/// The runtime's clock, which a simulation moves.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

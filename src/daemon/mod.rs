@@ -5,8 +5,8 @@ pub mod admin;
 pub mod config;
 mod follow_uplink;
 pub mod health;
-mod join;
-mod leases;
+pub mod join;
+pub mod leases;
 mod seed;
 pub mod status;
 pub mod store;
@@ -32,10 +32,9 @@ use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
 use self::traffic::Traffic;
-use crate::backends::Peers;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
 use crate::model::{NetworkConfig, SubnetEnv, SubnetKey};
-use crate::reconciler::{self, Inputs, Reconciler, Settings, Target};
+use crate::reconciler::{self, Reconciler, Settings, Target};
 use crate::subnet::env_file;
 
 /// How long the loops may take to end.
@@ -78,12 +77,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let audits = audits(args);
     tasks.spawn_watched("traffic rules", audits, traffic.run());
 
-    let target = Target::new(Inputs {
-        node: joined.node.clone(),
-        identity: joined.identity.clone(),
-        own: joined.held.stored.lease.key,
-        peers: peers(&joined),
-    });
+    let target = joined.target();
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
@@ -115,14 +109,6 @@ fn write_subnet_env(
         info!("wrote {}", args.subnet_file.display());
     }
     Ok(())
-}
-
-/// The listing's leases without our own, so that a restart looks for no less
-/// than the kernel has.
-fn peers(joined: &Joined) -> Peers {
-    let own = joined.held.stored.lease.key;
-    let others = joined.snapshot.leases.iter().filter(|stored| stored.lease.key != own);
-    others.map(|stored| (stored.lease.key, stored.lease.attrs.clone())).collect()
 }
 
 fn start_reconciler(

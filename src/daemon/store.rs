@@ -35,10 +35,11 @@ pub(super) async fn open(
         Ok(())
     });
     let prefix = args.etcd.prefix();
+    let channel = Channel::Tonic(channel);
     let store = with_ttl(EtcdStore::from_channel(channel.clone(), &prefix, described(dir)))?;
     if patiently("the built-in store", || store.network_config()).await?.is_none() {
         let config = seed::network_config(args, &host::read()?)?;
-        let mut client = Client::from_channel(Channel::Tonic(channel), None).await?;
+        let mut client = Client::from_channel(channel, None).await?;
         builtin::seed_config(&mut client, &prefix, &config).await?;
     }
     Ok(Arc::new(store))
@@ -57,7 +58,8 @@ pub fn client(etcd: &EtcdArgs, data_dir: &Path) -> anyhow::Result<EtcdStore> {
             socket.display()
         );
     }
-    Ok(EtcdStore::from_channel(builtin::connect(socket), &etcd.prefix(), described(data_dir)))
+    let channel = Channel::Tonic(builtin::connect(socket));
+    Ok(EtcdStore::from_channel(channel, &etcd.prefix(), described(data_dir)))
 }
 
 fn described(dir: &Path) -> String {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::GetOptions;
+use etcd_client::{Channel, GetOptions};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
@@ -87,13 +87,9 @@ impl EtcdStore {
         Ok(EtcdStore::build(connection, keys, description))
     }
 
-    /// Over a channel that exists, such as a Unix socket. It must be lazy and
-    /// reconnect by itself, as tonic's do.
-    pub fn from_channel(
-        channel: tonic::transport::Channel,
-        prefix: &str,
-        description: impl Into<String>,
-    ) -> EtcdStore {
+    /// Over a channel that exists, such as a Unix socket or a service in this
+    /// process. It must be lazy and reconnect by itself, as tonic's do.
+    pub fn from_channel(channel: Channel, prefix: &str, description: impl Into<String>) -> EtcdStore {
         EtcdStore::build(Connection::from_channel(channel), Keyspace::new(prefix), description.into())
     }
 

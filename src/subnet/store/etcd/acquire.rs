@@ -54,7 +54,7 @@ impl Claim<'_> {
         let mut full = 0;
         let mut pauses = pauses(Duration::from_millis(10), Duration::from_millis(500));
         loop {
-            let random = |n| rand::random_range(0..n);
+            let random = |n| fastrand::usize(..n);
             let decision = match previous.filter(|_| *no_other) {
                 Some(key) => alloc::choose_again(config, &listing, &attrs.public_ip, key),
                 None => alloc::choose(config, &listing, &attrs.public_ip, previous, random),

@@ -43,7 +43,7 @@ struct Endpoint {
 #[derive(Clone, Debug)]
 enum Target {
     Url(String),
-    Channel(tonic::transport::Channel),
+    Channel(etcd_client::Channel),
 }
 
 impl Connection {
@@ -60,7 +60,7 @@ impl Connection {
         Ok(Connection::build(endpoints, tls, credentials))
     }
 
-    pub(super) fn from_channel(channel: tonic::transport::Channel) -> Connection {
+    pub(super) fn from_channel(channel: etcd_client::Channel) -> Connection {
         Connection::build(vec![Target::Channel(channel)], TlsFiles::default(), None)
     }
 
@@ -153,9 +153,7 @@ impl Connection {
             options = options.with_user(user, password);
         }
         match target {
-            Target::Channel(channel) => {
-                Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options)).await
-            }
+            Target::Channel(channel) => Client::from_channel(channel.clone(), Some(options)).await,
             Target::Url(url) if url.starts_with("https://") => {
                 let tls = tls_options(&self.tls).await?;
                 Client::connect([url], Some(options.with_tls(tls))).await
