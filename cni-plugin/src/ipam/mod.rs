@@ -9,14 +9,16 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::Value;
 
-use crate::config::{Delegate, parse_routes};
-use crate::error::{Error, Result};
-use crate::exec::{self, Plugin};
-use crate::fields::Fields;
-use crate::request::{Command, Request, parse_address};
-use crate::result::{Attachment, Dns, IpConfig};
-use crate::version::Version;
+use crate::chain::{Plugin, Site, Valid};
+use crate::protocol::conf::Conf;
+use crate::protocol::error::{Error, Result};
+use crate::protocol::exec::{self, Program};
+use crate::protocol::fields::Fields;
+use crate::protocol::request::{Command, Request, parse_address};
+use crate::protocol::result::{Attachment, Dns, IpConfig, Route};
 use ranges::RangeSet;
 use store::{Owner, Store};
 
@@ -27,27 +29,31 @@ const NETWORKS: &str = "/var/lib/cni/networks";
 pub enum Ipam<'a> {
     /// No `ipam.type`: an interface without addresses.
     None,
-    HostLocal(&'a Delegate),
-    Foreign(&'a Delegate, Plugin),
+    HostLocal(&'a Conf),
+    Foreign(&'a Conf, Program),
 }
 
 impl<'a> Ipam<'a> {
-    pub fn of(delegate: &'a Delegate) -> Result<Ipam<'a>> {
-        match delegate.ipam.as_str() {
+    pub fn of(conf: &'a Conf) -> Result<Ipam<'a>> {
+        let name = match conf.fields().object("ipam")? {
+            Some(ipam) => Conf::plugin_name(&ipam, "type")?,
+            None => String::new(),
+        };
+        match name.as_str() {
             "" => Ok(Ipam::None),
-            "host-local" => Ok(Ipam::HostLocal(delegate)),
-            other => Ok(Ipam::Foreign(delegate, Plugin::find(other)?)),
+            "host-local" => Ok(Ipam::HostLocal(conf)),
+            other => Ok(Ipam::Foreign(conf, Program::find(other)?)),
         }
     }
 
     /// Addresses, routes and DNS, no interfaces. `fresh` says that the container
     /// cannot have addresses yet, which saves looking for them.
-    pub fn add(&self, request: &Request, version: Version, fresh: bool) -> Result<Attachment> {
+    pub fn add(&self, request: &Request, fresh: bool) -> Result<Attachment> {
         match self {
             Ipam::None => Ok(Attachment::default()),
-            Ipam::HostLocal(delegate) => HostLocal::parse(delegate, request)?.add(request, fresh),
-            Ipam::Foreign(delegate, plugin) => {
-                let out = plugin.run(Command::Add, &delegate.with_prev_result(None, version))?;
+            Ipam::HostLocal(conf) => HostLocal::parse(conf, request)?.add(request, fresh),
+            Ipam::Foreign(conf, plugin) => {
+                let out = plugin.run(Command::Add, &conf.with_prev_result(None))?;
                 Attachment::parse(&exec::json(&out, plugin)?, plugin.name())
             }
         }
@@ -55,37 +61,31 @@ impl<'a> Ipam<'a> {
 
     /// Release all the attachment has; the addresses released, as far as known.
     /// `known` are those it is thought to have.
-    pub fn del(
-        &self,
-        request: &Request,
-        version: Version,
-        prev: Option<&Attachment>,
-        known: &[IpAddr],
-    ) -> Result<Vec<IpAddr>> {
+    pub fn del(&self, request: &Request, prev: Option<&Attachment>, known: &[IpAddr]) -> Result<Vec<IpAddr>> {
         match self {
             Ipam::None => Ok(Vec::new()),
-            Ipam::HostLocal(delegate) => {
-                let dir = directory(delegate)?;
+            Ipam::HostLocal(conf) => {
+                let dir = directory(conf)?;
                 if !dir.exists() {
                     return Ok(Vec::new());
                 }
-                let sets = range_sets(delegate).map_or(0, |sets| sets.len());
+                let sets = range_sets(conf).map_or(0, |sets| sets.len());
                 let hint = if known.len() == sets { known } else { &[] };
                 Store::open(&dir)?.release(&owner(request), hint)
             }
-            Ipam::Foreign(delegate, plugin) => {
-                plugin.run(Command::Del, &delegate.with_prev_result(prev, version))?;
+            Ipam::Foreign(conf, plugin) => {
+                plugin.run(Command::Del, &conf.with_prev_result(prev))?;
                 Ok(known.to_vec())
             }
         }
     }
 
     /// That the attachment has addresses.
-    pub fn check(&self, request: &Request, version: Version, prev: &Attachment) -> Result<()> {
+    pub fn check(&self, request: &Request, prev: &Attachment) -> Result<()> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal(delegate) => {
-                let dir = directory(delegate)?;
+            Ipam::HostLocal(conf) => {
+                let dir = directory(conf)?;
                 if dir.exists() && !Store::open(&dir)?.of(&owner(request))?.is_empty() {
                     return Ok(());
                 }
@@ -95,10 +95,43 @@ impl<'a> Ipam<'a> {
                     "{dir}: no address is reserved for {ifname} of container {container_id}"
                 )))
             }
-            Ipam::Foreign(delegate, plugin) => {
-                plugin.run(Command::Check, &delegate.with_prev_result(Some(prev), version)).map(drop)
+            Ipam::Foreign(conf, plugin) => {
+                plugin.run(Command::Check, &conf.with_prev_result(Some(prev))).map(drop)
             }
         }
+    }
+}
+
+/// host-local as a plugin by itself.
+#[derive(Debug)]
+pub struct HostLocalPlugin(Conf);
+
+impl HostLocalPlugin {
+    pub fn new(conf: Conf) -> HostLocalPlugin {
+        HostLocalPlugin(conf)
+    }
+
+    fn ipam(&self) -> Ipam<'_> {
+        Ipam::HostLocal(&self.0)
+    }
+}
+
+impl Plugin for HostLocalPlugin {
+    fn add(&self, site: &Site, result: &mut Attachment) -> Result<()> {
+        *result = self.ipam().add(&site.request, false)?;
+        Ok(())
+    }
+
+    fn del(&self, site: &Site, _: Option<&Attachment>) -> Result<()> {
+        self.ipam().del(&site.request, None, &[]).map(drop)
+    }
+
+    fn check(&self, site: &Site, prev: &Attachment) -> Result<()> {
+        self.ipam().check(&site.request, prev)
+    }
+
+    fn gc(&self, _: &str, _: &Valid) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -111,12 +144,12 @@ struct HostLocal<'a> {
 }
 
 impl<'a> HostLocal<'a> {
-    fn parse(delegate: &'a Delegate, request: &Request) -> Result<HostLocal<'a>> {
+    fn parse(conf: &'a Conf, request: &Request) -> Result<HostLocal<'a>> {
         Ok(HostLocal {
-            dir: directory(delegate)?,
-            sets: range_sets(delegate)?,
-            requested: requested(delegate, request)?,
-            ipam: ipam_fields(delegate)?,
+            dir: directory(conf)?,
+            sets: range_sets(conf)?,
+            requested: requested(conf, request)?,
+            ipam: ipam_fields(conf)?,
         })
     }
 
@@ -133,7 +166,7 @@ impl<'a> HostLocal<'a> {
             }
             return Err(e);
         }
-        Ok(Attachment { interfaces: Vec::new(), ips, routes, dns: dns.unwrap_or_default() })
+        Ok(Attachment { ips, routes, dns: dns.unwrap_or_default(), ..Attachment::default() })
     }
 
     fn allocate(&mut self, store: &Store, owner: &Owner, fresh: bool, ips: &mut Vec<IpConfig>) -> Result<()> {
@@ -193,27 +226,36 @@ impl<'a> HostLocal<'a> {
     }
 }
 
+/// `routes` of an IPAM config; `at` is its place for errors.
+pub fn parse_routes(ipam: &Fields<'_>, at: &str) -> Result<Vec<Route>> {
+    let route = |(i, value): (usize, &Value)| {
+        let expected = |e| format!("{{\"dst\":\"<subnet>\",\"gw\":\"<address>\"}} ({e})");
+        Route::deserialize(value).map_err(|e| Error::field(format_args!("{at}[{i}]"), value, expected(e)))
+    };
+    ipam.list("routes")?.iter().enumerate().map(route).collect()
+}
+
 fn owner(request: &Request) -> Owner {
     Owner { container_id: request.container_id.clone(), ifname: request.ifname.to_string() }
 }
 
-fn ipam_fields(delegate: &Delegate) -> Result<Fields<'_>> {
-    let fields = delegate.fields();
+fn ipam_fields(conf: &Conf) -> Result<Fields<'_>> {
+    let fields = conf.fields();
     fields.object("ipam")?.ok_or_else(|| fields.wrong("ipam", "an object"))
 }
 
-fn directory(delegate: &Delegate) -> Result<PathBuf> {
-    let data_dir = ipam_fields(delegate)?.text("dataDir")?.filter(|p| !p.is_empty()).unwrap_or(NETWORKS);
-    Ok(Path::new(data_dir).join(delegate.name()))
+fn directory(conf: &Conf) -> Result<PathBuf> {
+    let data_dir = ipam_fields(conf)?.text("dataDir")?.filter(|p| !p.is_empty()).unwrap_or(NETWORKS);
+    Ok(Path::new(data_dir).join(&conf.network))
 }
 
-fn range_sets(delegate: &Delegate) -> Result<Vec<RangeSet>> {
-    ranges::parse(&ipam_fields(delegate)?, delegate.fields().object("runtimeConfig")?.as_ref())
+fn range_sets(conf: &Conf) -> Result<Vec<RangeSet>> {
+    ranges::parse(&ipam_fields(conf)?, conf.fields().object("runtimeConfig")?.as_ref())
 }
 
 /// Addresses asked for by `CNI_ARGS`, `args.cni.ips` and `runtimeConfig.ips`.
-fn requested(delegate: &Delegate, request: &Request) -> Result<Vec<IpAddr>> {
-    let fields = delegate.fields();
+fn requested(conf: &Conf, request: &Request) -> Result<Vec<IpAddr>> {
+    let fields = conf.fields();
     let mut ips: Vec<_> = request.args.ip.into_iter().collect();
     let args = fields.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
     for place in [args, fields.object("runtimeConfig")?].into_iter().flatten() {

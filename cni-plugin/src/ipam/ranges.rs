@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use crate::error::{Code, Error, Result};
-use crate::fields::Fields;
+use crate::protocol::error::{Code, Error, Result};
+use crate::protocol::fields::Fields;
 
 /// Addresses of one subnet to hand out, bounds included, the gateway left out
 /// (host-local backend/allocator/range.go).

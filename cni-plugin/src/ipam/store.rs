@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::ranges::{Range, RangeSet};
-use crate::error::{Error, Result};
-use crate::request::is_identifier;
+use crate::protocol::error::{Error, Result};
+use crate::protocol::request::is_identifier;
 
 /// So many addresses are tried one by one before the directory is read to know
 /// all that are taken.
@@ -198,8 +198,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::fields::Fields;
     use crate::ipam::ranges;
+    use crate::protocol::fields::Fields;
 
     #[test]
     fn torn_reservations_are_told_from_whole_and_from_old_ones() {

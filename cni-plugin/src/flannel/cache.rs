@@ -13,9 +13,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Delegate};
-use crate::error::{Error, Result};
-use crate::request::Request;
+use crate::chain::Site;
+use crate::protocol::conf::Conf;
+use crate::protocol::error::{Error, Result};
 
 /// The files of one attachment.
 #[derive(Debug)]
@@ -27,11 +27,10 @@ pub struct Cache {
 }
 
 impl Cache {
-    pub fn of(config: &Config, request: &Request) -> Cache {
-        let dir = config.data_dir.clone();
-        let own = dir.join(format!("{}:{}", request.container_id, request.ifname));
-        let flannel = dir.join(&request.container_id);
-        Cache { dir, own, flannel, network: config.name.clone() }
+    pub fn of(dir: &Path, site: &Site) -> Cache {
+        let (id, ifname) = (&site.request.container_id, site.request.ifname);
+        let (own, flannel) = (dir.join(format!("{id}:{ifname}")), dir.join(id));
+        Cache { dir: dir.to_owned(), own, flannel, network: site.network.clone() }
     }
 
     /// Whether ADD was called for this container before, by whichever plugin.
@@ -41,7 +40,7 @@ impl Cache {
 
     /// Whole or not at all, but not flushed to disk: what a power loss takes, it
     /// takes together with the containers, and DEL works without it.
-    pub fn save(&self, delegate: &Delegate) -> Result<()> {
+    pub fn save(&self, delegate: &Conf) -> Result<()> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -64,13 +63,12 @@ impl Cache {
     /// What ADD saved. A file that cannot be used counts as none: what DEL needs
     /// can be had without. One of another network of the same container (flannel
     /// keeps one for all) is left alone.
-    pub fn load(&self) -> Option<Delegate> {
+    pub fn load(&self) -> Option<Conf> {
         [&self.own, &self.flannel].into_iter().find_map(|path| {
             let bytes = fs::read(path).ok()?;
-            let delegate = Delegate::parse(&bytes, path)
-                .inspect_err(|e| eprintln!("weft-cni: {e}: going on without it"))
-                .ok()?;
-            (delegate.name() == self.network).then_some(delegate)
+            let delegate =
+                parse(&bytes, path).inspect_err(|e| eprintln!("weft-cni: {e}: going on without it")).ok()?;
+            (delegate.network == self.network).then_some(delegate)
         })
     }
 
@@ -91,10 +89,13 @@ impl Cache {
         if let Ok(own) = fs::metadata(&self.own) {
             return own.ino() == flannel.ino();
         }
-        let saved =
-            fs::read(&self.flannel).ok().and_then(|bytes| Delegate::parse(&bytes, &self.flannel).ok());
-        flannel.nlink() == 1 && saved.is_none_or(|saved| saved.name() == self.network)
+        let saved = fs::read(&self.flannel).ok().and_then(|bytes| parse(&bytes, &self.flannel).ok());
+        flannel.nlink() == 1 && saved.is_none_or(|saved| saved.network == self.network)
     }
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<Conf> {
+    Conf::parse(bytes, &format!("saved config {}", path.display()))
 }
 
 fn remove(path: &Path) -> Result<()> {

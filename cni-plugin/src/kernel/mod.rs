@@ -1,5 +1,7 @@
 //! Links, addresses, routes and sysctls of the namespace the thread is in.
 
+pub mod netns;
+
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -18,8 +20,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use weft::kernel::netlink::{Cause, Connection, NetlinkError, Request};
 use weft::model::{IfName, Mac};
 
-use crate::error::{Error, Result};
-use crate::result::Route;
+use crate::protocol::error::{Error, Result};
+use crate::protocol::result::Route;
 
 /// A link as the kernel describes it.
 #[derive(Clone, Debug)]

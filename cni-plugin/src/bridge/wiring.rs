@@ -11,14 +11,15 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 use weft::model::{Family, IfName, Mac};
 
-use crate::config::Delegate;
-use crate::error::{Error, Result};
-use crate::fields::Fields;
+use super::masq::{Backend, Masquerade};
+use crate::chain::Site;
+use crate::kernel::netns::NetNs;
 use crate::kernel::{Kernel, Port, VethPair, set_sysctl};
-use crate::masq::{Backend, Masquerade};
-use crate::netns::NetNs;
-use crate::request::Request;
-use crate::result::{Attachment, Dns, Interface, IpConfig, Route};
+use crate::protocol::conf::Conf;
+use crate::protocol::error::{Error, Result};
+use crate::protocol::fields::Fields;
+use crate::protocol::request::Request;
+use crate::protocol::result::{Attachment, Dns, Interface, IpConfig, Route};
 
 /// How long a port may take to come up, and an IPv6 address to become usable.
 const PORT_LIMIT: Duration = Duration::from_millis(2550);
@@ -27,7 +28,7 @@ const STEP: Duration = Duration::from_micros(500);
 
 /// A bridge config, checked.
 #[derive(Clone, Debug)]
-pub struct Bridge {
+pub struct Wiring {
     pub name: IfName,
     pub is_gateway: bool,
     pub is_default_gateway: bool,
@@ -41,9 +42,9 @@ pub struct Bridge {
     dns: Dns,
 }
 
-impl Bridge {
-    pub fn parse(delegate: &Delegate, request: &Request) -> Result<Bridge> {
-        let fields = delegate.fields();
+impl Wiring {
+    pub fn parse(conf: &Conf, request: &Request) -> Result<Wiring> {
+        let fields = conf.fields();
         if fields.number("vlan", 0..=4094)?.is_some_and(|id| id > 0) {
             return Err(fields.unsupported("vlan", "0"));
         }
@@ -62,7 +63,7 @@ impl Bridge {
         let is_default_gateway = fields.bool("isDefaultGateway")?;
         let name = fields.parsed("bridge", "an interface name of at most 15 bytes")?;
         let dns = fields.get("dns").map_or_else(|| json!({}), Clone::clone);
-        Ok(Bridge {
+        Ok(Wiring {
             name: name.map_or_else(|| "cni0".parse(), Ok).map_err(Error::internal)?,
             is_gateway: fields.bool("isGateway")? || is_default_gateway,
             is_default_gateway,
@@ -70,7 +71,7 @@ impl Bridge {
             promiscuous,
             mtu: mtu(&fields)?,
             port: Port { hairpin, isolated: fields.bool("portIsolation")? },
-            mac: container_mac(delegate, request)?,
+            mac: container_mac(conf, request)?,
             detects_duplicates: fields.bool("enabledad")?,
             masq: if fields.bool("ipMasq")? { Some(Backend::parse(&fields)?) } else { None },
             dns: serde_json::from_value(dns)
@@ -80,13 +81,8 @@ impl Bridge {
 
     /// Wire the container up with what IPAM gave. On an error nothing is left
     /// but the bridge.
-    pub fn attach(
-        &self,
-        request: &Request,
-        netns: &NetNs,
-        ipam: Attachment,
-        network: &str,
-    ) -> Result<Attachment> {
+    pub fn attach(&self, site: &Site, netns: &NetNs, ipam: Attachment) -> Result<Attachment> {
+        let request = &site.request;
         let mut attachment = self.with_gateways(ipam)?;
         let mut host = Kernel::open()?;
         let bridge = self.ensure(&mut host)?;
@@ -94,7 +90,7 @@ impl Bridge {
             self.ensure_gateways(&mut host, bridge, &gateways(&attachment)?)?;
         }
         let veth = self.create_veth(&mut host, request, netns, bridge)?;
-        let masq = self.masq.map(|backend| Masquerade::of(network, request, backend));
+        let masq = self.masq.map(|backend| Masquerade::of(&site.network, request, backend));
         let done = self.start(&mut host, veth, request, netns, &mut attachment).and_then(|()| match &masq {
             Some(masq) => masq.set_up(&attachment.ips),
             None => Ok(()),
@@ -263,6 +259,7 @@ impl Bridge {
             name: name.to_string(),
             mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
             sandbox,
+            ..Interface::default()
         };
         attachment.interfaces = vec![
             interface(self.name, host.existing_link(self.name)?.mac, String::new()),
@@ -312,8 +309,8 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 /// runtimeConfig.mac, then args.cni.mac, then MAC of CNI_ARGS.
-fn container_mac(delegate: &Delegate, request: &Request) -> Result<Option<Mac>> {
-    let fields = delegate.fields();
+fn container_mac(conf: &Conf, request: &Request) -> Result<Option<Mac>> {
+    let fields = conf.fields();
     let cni = fields.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
     for place in [fields.object("runtimeConfig")?, cni].into_iter().flatten() {
         let expected = "a unicast MAC address such as 0e:2a:00:00:00:01";

@@ -1,64 +1,111 @@
-//! The config of an attachment: flannel's fields, from which the config of a
-//! delegate (bridge, unless named otherwise) and its IPAM are rendered as
-//! flannel's own plugin renders them (flannel.go, flannel_linux.go).
+//! flannel's plugin: from its fields and `subnet.env` the config of a delegate
+//! (bridge, unless named otherwise) and its IPAM are rendered as flannel's own
+//! plugin renders them (flannel.go, flannel_linux.go).
 
-use std::path::{Path, PathBuf};
+mod cache;
+mod subnet;
+
+use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use weft::model::SubnetEnv;
 
-use crate::error::{Code, Error, Result};
-use crate::fields::{Fields, Object};
-use crate::request::{IDENTIFIER, is_identifier};
-use crate::result::{Attachment, Route};
-use crate::version::Version;
+use crate::bridge::Bridge;
+use crate::chain::{Plugin, Site, Valid};
+use crate::ipam::parse_routes;
+use crate::protocol::conf::Conf;
+use crate::protocol::error::Result;
+use crate::protocol::exec::{self, Program};
+use crate::protocol::fields::{Fields, Object};
+use crate::protocol::request::Command;
+use crate::protocol::result::{Attachment, Route};
+use cache::Cache;
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 const DATA_DIR: &str = "/var/lib/cni/flannel";
 
-/// What came on standard input.
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub version: Version,
-    /// `cniVersion` stood in the config, so the delegate's gets it too.
-    has_version: bool,
-    pub name: String,
-    pub subnet_file: PathBuf,
-    pub data_dir: PathBuf,
-    pub prev_result: Option<Attachment>,
+/// A flannel config, checked.
+#[derive(Debug)]
+pub struct Flannel {
+    conf: Conf,
+    subnet_file: PathBuf,
+    data_dir: PathBuf,
     delegate: Object,
     ipam: Object,
 }
 
-impl Config {
-    pub fn parse(stdin: &[u8]) -> Result<Config> {
-        let value: Value = serde_json::from_slice(stdin)
-            .map_err(|e| Error::new(Code::Decoding, format!("network config on standard input: {e}")))?;
-        let Value::Object(object) = &value else {
-            return Err(Error::new(Code::Decoding, "network config on standard input: not a JSON object"));
-        };
-        let fields = Fields::root(object);
-        let version = fields.text("cniVersion")?;
-        let name = fields.text("name")?.unwrap_or_default();
-        if !is_identifier(name) {
-            return Err(Error::field("name", json!(name), IDENTIFIER));
+impl Plugin for Flannel {
+    fn add(&self, site: &Site, result: &mut Attachment) -> Result<()> {
+        let delegate = self.render(&subnet::wait(&self.subnet_file)?)?;
+        let cache = self.cache(site);
+        // Saved first: whatever happens from here on, DEL knows what to undo. But
+        // a repeated ADD, which fails, leaves the first one's.
+        let fresh = !cache.exists();
+        if fresh {
+            cache.save(&delegate)?;
         }
-        Ok(Config {
-            version: Version::of_config(version)?,
-            has_version: version.is_some_and(|v| !v.is_empty()),
-            name: name.to_owned(),
-            subnet_file: fields.text("subnetFile")?.filter(|p| !p.is_empty()).unwrap_or(SUBNET_FILE).into(),
-            data_dir: fields.text("dataDir")?.filter(|p| !p.is_empty()).unwrap_or(DATA_DIR).into(),
-            prev_result: fields.get("prevResult").map(|v| Attachment::parse(v, "prevResult")).transpose()?,
+        let added = match foreign(&delegate)? {
+            Some(plugin) => add_by(&plugin, &delegate, result),
+            None => Bridge::for_flannel(delegate.clone(), fresh).add(site, result),
+        };
+        match added {
+            Ok(()) if !fresh => cache.save(&delegate)?,
+            Err(_) if fresh => cache.remove()?,
+            _ => {}
+        }
+        added
+    }
+
+    fn del(&self, site: &Site, prev: Option<&Attachment>) -> Result<()> {
+        let cache = self.cache(site);
+        let delegate = cache.load().map_or_else(|| self.render_for_now(), Ok)?;
+        match foreign(&delegate)? {
+            Some(plugin) => drop(plugin.run(Command::Del, &delegate.with_prev_result(prev))?),
+            None => Bridge::new(delegate).del(site, prev)?,
+        }
+        cache.remove()
+    }
+
+    fn check(&self, site: &Site, prev: &Attachment) -> Result<()> {
+        let delegate = self.cache(site).load().map_or_else(|| self.render_for_now(), Ok)?;
+        match foreign(&delegate)? {
+            Some(plugin) => plugin.run(Command::Check, &delegate.with_prev_result(Some(prev))).map(drop),
+            None => Bridge::new(delegate).check(site, prev),
+        }
+    }
+
+    /// What DEL does leaves nothing to collect; flannel's plugin answers the same.
+    fn gc(&self, _: &str, _: &Valid) -> Result<()> {
+        Ok(())
+    }
+
+    fn status(&self) -> Result<()> {
+        subnet::status(&self.subnet_file)
+    }
+}
+
+impl Flannel {
+    pub fn new(conf: &Conf) -> Result<Flannel> {
+        let fields = conf.fields();
+        let path = |key, default: &str| -> Result<PathBuf> {
+            Ok(fields.text(key)?.filter(|p| !p.is_empty()).unwrap_or(default).into())
+        };
+        Ok(Flannel {
+            conf: conf.clone(),
+            subnet_file: path("subnetFile", SUBNET_FILE)?,
+            data_dir: path("dataDir", DATA_DIR)?,
             delegate: delegate(&fields)?,
             ipam: copy(fields.object("ipam")?.and_then(|_| fields.get("ipam"))),
         })
     }
 
+    fn cache(&self, site: &Site) -> Cache {
+        Cache::of(&self.data_dir, site)
+    }
+
     /// The delegate's config on this node.
-    pub fn render(&self, env: &SubnetEnv) -> Result<Delegate> {
+    fn render(&self, env: &SubnetEnv) -> Result<Conf> {
         let mut conf = self.delegate.clone();
         let mut ipam = self.ipam.clone();
         ipam.entry("type").or_insert_with(|| "host-local".into());
@@ -74,9 +121,17 @@ impl Config {
         self.finish(conf, ipam)
     }
 
+    /// What ADD would do now: the nearest to what it did when nothing was kept.
+    fn render_for_now(&self) -> Result<Conf> {
+        match subnet::read(&self.subnet_file) {
+            Ok(env) => self.render(&env),
+            Err(_) => self.render_without_subnet(),
+        }
+    }
+
     /// The delegate's config as far as it is known without `subnet.env`: all
     /// that DEL needs. Masquerading is taken to be on, so that it is looked for.
-    pub fn render_without_subnet(&self) -> Result<Delegate> {
+    fn render_without_subnet(&self) -> Result<Conf> {
         let mut conf = self.delegate.clone();
         let mut ipam = self.ipam.clone();
         ipam.entry("type").or_insert_with(|| "host-local".into());
@@ -84,73 +139,35 @@ impl Config {
         self.finish(conf, ipam)
     }
 
-    fn finish(&self, mut conf: Object, ipam: Object) -> Result<Delegate> {
-        conf.insert("name".into(), self.name.clone().into());
-        if self.has_version {
-            conf.insert("cniVersion".into(), self.version.as_str().into());
+    fn finish(&self, mut conf: Object, ipam: Object) -> Result<Conf> {
+        conf.insert("name".into(), self.conf.network.clone().into());
+        if self.conf.has_version() {
+            conf.insert("cniVersion".into(), self.conf.version.as_str().into());
         }
         if conf.entry("type").or_insert_with(|| "bridge".into()) == "bridge" {
             conf.entry("isGateway").or_insert_with(|| true.into());
         }
         conf.insert("ipam".into(), ipam.into());
-        Delegate::new(conf)
-    }
-}
-
-/// A rendered config: what the bridge plugin would get on standard input. It is
-/// saved for DEL, as flannel saves it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delegate {
-    pub conf: Object,
-    /// `bridge`, or the name of a plugin in `CNI_PATH`.
-    pub plugin: String,
-    /// `host-local`, or the name of a plugin in `CNI_PATH`.
-    pub ipam: String,
-}
-
-impl Delegate {
-    pub fn new(conf: Object) -> Result<Delegate> {
         let fields = Fields::root(&conf);
-        let plugin = plugin_name(&fields, "type")?;
-        let ipam = fields.object("ipam")?.map(|ipam| plugin_name(&ipam, "type")).transpose()?;
-        Ok(Delegate { plugin, ipam: ipam.unwrap_or_default(), conf })
-    }
-
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<Delegate> {
-        let conf = serde_json::from_slice(bytes)
-            .map_err(|e| Error::new(Code::Decoding, format!("saved config {}: {e}", path.display())))?;
-        Delegate::new(conf)
-    }
-
-    pub fn fields(&self) -> Fields<'_> {
-        Fields::root(&self.conf)
-    }
-
-    pub fn name(&self) -> &str {
-        self.conf.get("name").and_then(Value::as_str).unwrap_or_default()
-    }
-
-    pub fn to_bytes(&self) -> Vec<u8> {
-        Value::Object(self.conf.clone()).to_string().into_bytes()
-    }
-
-    /// With the result of ADD, as CHECK and DEL of a plugin want it.
-    pub fn with_prev_result(&self, prev: Option<&Attachment>, version: Version) -> Vec<u8> {
-        let mut conf = self.conf.clone();
-        if let Some(prev) = prev {
-            conf.insert("prevResult".into(), prev.render(version));
-        }
-        Value::Object(conf).to_string().into_bytes()
+        Conf::plugin_name(&fields, "type")?;
+        fields.object("ipam")?.map(|ipam| Conf::plugin_name(&ipam, "type")).transpose()?;
+        Conf::new(conf)
     }
 }
 
-/// `routes` of an IPAM config; `at` is its place for errors.
-pub fn parse_routes(ipam: &Fields<'_>, at: &str) -> Result<Vec<Route>> {
-    let route = |(i, value): (usize, &Value)| {
-        let expected = |e| format!("{{\"dst\":\"<subnet>\",\"gw\":\"<address>\"}} ({e})");
-        Route::deserialize(value).map_err(|e| Error::field(format_args!("{at}[{i}]"), value, expected(e)))
-    };
-    ipam.list("routes")?.iter().enumerate().map(route).collect()
+/// The program that does the delegate's work; none for the bridge, which is
+/// done here.
+fn foreign(delegate: &Conf) -> Result<Option<Program>> {
+    match Conf::plugin_name(&delegate.fields(), "type")?.as_str() {
+        "bridge" => Ok(None),
+        other => Program::find(other).map(Some),
+    }
+}
+
+fn add_by(plugin: &Program, delegate: &Conf, result: &mut Attachment) -> Result<()> {
+    let output = exec::json(&plugin.run(Command::Add, &delegate.to_bytes())?, plugin)?;
+    *result = Attachment::parse(&output, plugin.name())?;
+    Ok(())
 }
 
 fn delegate(fields: &Fields<'_>) -> Result<Object> {
@@ -178,15 +195,6 @@ fn copy(value: Option<&Value>) -> Object {
     value.and_then(Value::as_object).cloned().unwrap_or_default()
 }
 
-/// A `type` becomes the name of a program to run: never a path.
-fn plugin_name(fields: &Fields<'_>, key: &str) -> Result<String> {
-    let name = fields.text(key)?.unwrap_or_default();
-    if name.contains('/') || name == "." || name == ".." {
-        return Err(fields.wrong(key, "a plugin's name without path separators"));
-    }
-    Ok(name.to_owned())
-}
-
 fn masked(net: IpNetwork) -> IpNetwork {
     IpNetwork::new(net.network(), net.prefix()).unwrap_or(net)
 }
@@ -208,7 +216,7 @@ mod tests {
             "isGateway": true, "mtu": 1500, "name": "cbr0", "type": "bridge",
             "ipam": { "ranges": [[{ "subnet": "10.5.17.0/24" }]], "routes": [{ "dst": "10.5.0.0/16" }],
                 "type": "host-local" } });
-        assert_eq!(Value::Object(render(&conf, ENV).unwrap().conf), expected);
+        assert_eq!(render(&conf, ENV).unwrap(), expected);
     }
 
     #[test]
@@ -217,9 +225,7 @@ mod tests {
             "ipam": { "type": "static", "foo": 1, "ranges": "overwritten",
                 "routes": [{ "dst": "192.168.0.0/16", "gw": "10.5.17.9" }] },
             "delegate": { "type": "ptp", "mtu": 1400, "ipMasq": true } });
-        let rendered = Value::Object(
-            render(&conf, &ENV.replace("10.5.0.0/16", "10.5.0.0/16,10.6.0.0/16")).unwrap().conf,
-        );
+        let rendered = render(&conf, &ENV.replace("10.5.0.0/16", "10.5.0.0/16,10.6.0.0/16")).unwrap();
         let expected = json!({ "cniVersion": "1.0.0", "name": "n", "type": "ptp", "mtu": 1400, "ipMasq": true,
             "runtimeConfig": { "mac": "0e:00:00:00:00:01" },
             "ipam": { "type": "static", "foo": 1, "ranges": [[{ "subnet": "10.5.17.0/24" }]],
@@ -264,8 +270,8 @@ mod tests {
             key in "(name|delegate|ipam|args|runtimeConfig|prevResult|dataDir)",
             value in json_value(),
         ) {
-            let _ = Config::parse(&bytes);
-            let _ = crate::request::Args::parse(&text);
+            let _ = Conf::parse(&bytes, "test");
+            let _ = crate::protocol::request::Args::parse(&text);
             let _ = render(&json!({ "name": "n", key: value }), ENV);
         }
     }
@@ -287,7 +293,9 @@ mod tests {
         })
     }
 
-    fn render(conf: &Value, env: &str) -> Result<Delegate> {
-        Config::parse(conf.to_string().as_bytes())?.render(&SubnetEnv::parse(env).unwrap())
+    fn render(conf: &Value, env: &str) -> Result<Value> {
+        let flannel = Flannel::new(&Conf::parse(conf.to_string().as_bytes(), "test")?)?;
+        let rendered = flannel.render(&SubnetEnv::parse(env).unwrap())?;
+        Ok(serde_json::from_slice(&rendered.to_bytes()).unwrap())
     }
 }

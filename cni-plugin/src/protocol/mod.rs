@@ -1,13 +1,25 @@
+//! The CNI specification: what comes in by environment and standard input, what
+//! goes out, and the verbs between.
+
+pub mod conf;
+pub mod error;
+pub mod exec;
+pub mod fields;
+pub mod request;
+pub mod result;
+pub mod version;
+
 use std::io::Read;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::config::Config;
-use crate::error::{Code, Error, Result};
-use crate::request::{Command, Request};
-use crate::version::Version;
-use crate::{attach, check};
+use crate::chain::{Site, Valid};
+use crate::kind::Kind;
+use conf::Conf;
+use error::{Code, Error, Result};
+use request::{Command, Request};
+use version::Version;
 
 /// More than any config with its `prevResult`.
 const CONFIG_LIMIT: u64 = 4 << 20;
@@ -20,9 +32,9 @@ pub struct Reply {
 }
 
 /// Carry out what the environment (`var`) and the config (`stdin`) ask for.
-pub fn serve(stdin: impl Read, var: impl Fn(&str) -> Option<String>) -> Reply {
+pub fn serve(kind: Kind, stdin: impl Read, var: impl Fn(&str) -> Option<String>) -> Reply {
     let mut version = Version::NEWEST;
-    match run(stdin, var, &mut version) {
+    match run(kind, stdin, var, &mut version) {
         Ok(output) => {
             Reply { output: output.map(|v| v.to_string()).unwrap_or_default(), exit: ExitCode::SUCCESS }
         }
@@ -31,6 +43,7 @@ pub fn serve(stdin: impl Read, var: impl Fn(&str) -> Option<String>) -> Reply {
 }
 
 fn run(
+    kind: Kind,
     stdin: impl Read,
     var: impl Fn(&str) -> Option<String>,
     version: &mut Version,
@@ -41,28 +54,30 @@ fn run(
     };
     let command = Command::parse(&command)?;
     if command == Command::Version {
-        let supported = Version::ALL.map(Version::as_str);
+        let supported: Vec<_> = Version::since(kind.oldest()).map(Version::as_str).collect();
         return Ok(Some(json!({ "cniVersion": Version::NEWEST.as_str(), "supportedVersions": supported })));
     }
-    let config = Config::parse(&read(stdin)?)?;
-    *version = config.version;
+    let conf = Conf::parse(&read(stdin)?, "network config on standard input")?;
+    *version = conf.version;
+    conf.version.supports(command, kind.oldest())?;
+    let chain = kind.chain(&conf)?;
     match command {
-        Command::Status | Command::Gc if config.version < Version::V1_1_0 => {
-            let msg = format!("cniVersion {} does not allow {}", config.version, command.as_str());
-            Err(Error::new(Code::IncompatibleVersion, msg))
-        }
-        Command::Status => attach::status(&config).map(|()| None),
-        // What DEL does leaves nothing to collect; flannel's plugin answers the same.
-        Command::Gc | Command::Version => Ok(None),
-        Command::Add | Command::Del | Command::Check => {
-            let request = Request::from_env(command, var)?;
-            match command {
-                Command::Add => attach::add(&config, &request).map(Some),
-                Command::Del => attach::del(&config, &request).map(|()| None),
-                _ => check::check(&config, &request).map(|()| None),
-            }
-        }
+        Command::Status => return chain.status().map(|()| None),
+        Command::Gc => return chain.gc(&conf.network, &Valid::of(&conf)?).map(|()| None),
+        _ => {}
     }
+    let request = Request::from_env(command, var)?;
+    let site = Site { network: conf.network.clone(), version: conf.version, request };
+    let prev = conf.prev_result.as_ref();
+    match command {
+        Command::Add => return chain.add(&site, prev).map(|result| Some(result.render(conf.version))),
+        Command::Check => {
+            let missing = || Error::new(Code::NetworkConfig, "prevResult: missing, and CHECK needs it");
+            chain.check(&site, prev.ok_or_else(missing)?)?;
+        }
+        _ => chain.del(&site, prev)?,
+    }
+    Ok(None)
 }
 
 fn read(stdin: impl Read) -> Result<Vec<u8>> {

@@ -2,10 +2,10 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::error::{Code, Error, Result};
-use crate::version::Version;
+use super::error::{Code, Error, Result};
+use super::version::Version;
 
 /// What ADD answers and CHECK and DEL get back as `prevResult` (SPEC.md,
 /// "Success"), in the shape of version 1.1.0.
@@ -19,6 +19,9 @@ pub struct Attachment {
     pub routes: Vec<Route>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Dns::is_empty")]
     pub dns: Dns,
+    /// What another plugin answered beyond the specification: passed through.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +31,12 @@ pub struct Interface {
     pub mac: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mtu: u32,
+    #[serde(rename = "socketPath", default, skip_serializing_if = "String::is_empty")]
+    pub socket_path: String,
+    #[serde(rename = "pciID", default, skip_serializing_if = "String::is_empty")]
+    pub pci_id: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +139,7 @@ impl Attachment {
             out.ips.push(IpConfig { interface: None, address: family.ip, gateway: family.gateway });
             out.routes.extend(family.routes);
         }
+        out.other.retain(|key, _| !matches!(key.as_str(), "cniVersion" | "ip4" | "ip6"));
         Ok(out)
     }
 }

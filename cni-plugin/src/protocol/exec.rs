@@ -9,19 +9,19 @@ use std::process::{self, Stdio};
 
 use serde_json::Value;
 
-use crate::error::{Code, Error, Result};
-use crate::request::Command;
+use super::error::{Code, Error, Result};
+use super::request::Command;
 
 /// A plugin found in `CNI_PATH`.
 #[derive(Clone, Debug)]
-pub struct Plugin(PathBuf);
+pub struct Program(PathBuf);
 
-impl Plugin {
+impl Program {
     /// `name` has no path separators: the config's parser refuses them.
-    pub fn find(name: &str) -> Result<Plugin> {
+    pub fn find(name: &str) -> Result<Program> {
         let path = env::var_os("CNI_PATH").unwrap_or_default();
         let found = env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
-        found.map(Plugin).ok_or_else(|| {
+        found.map(Program).ok_or_else(|| {
             let msg = format!("plugin {name:?} is not in CNI_PATH {:?}", path.to_string_lossy());
             Error::new(Code::NetworkConfig, msg)
         })
@@ -63,7 +63,7 @@ impl Plugin {
 }
 
 /// The result a plugin printed.
-pub fn json(output: &[u8], plugin: &Plugin) -> Result<Value> {
+pub fn json(output: &[u8], plugin: &Program) -> Result<Value> {
     serde_json::from_slice(output)
         .map_err(|e| Error::new(Code::Decoding, format!("result of plugin {}: {e}", plugin.name())))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use weft::model::{IfName, Mac};
 
-use crate::error::{Code, Error, Result};
+use super::error::{Code, Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {

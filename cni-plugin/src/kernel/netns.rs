@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::error::{Code, Error, Result};
+use crate::protocol::error::{Code, Error, Result};
 
 const OWN: &str = "/proc/thread-self/ns/net";
 /// include/uapi/linux/magic.h

@@ -5,37 +5,19 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use weft::model::IfName;
 
-use crate::attach::{delegate_of_now, open_netns};
-use crate::bridge::Bridge;
-use crate::cache::Cache;
-use crate::config::Config;
-use crate::error::{Code, Error, Result};
-use crate::exec::Plugin;
+use super::open_netns;
+use super::wiring::Wiring;
 use crate::ipam::Ipam;
 use crate::kernel::{Kernel, Link};
-use crate::request::{Command, Request};
-use crate::result::{Attachment, Interface};
-use crate::version::Version;
+use crate::protocol::conf::Conf;
+use crate::protocol::error::{Error, Result};
+use crate::protocol::request::Request;
+use crate::protocol::result::{Attachment, Interface};
 
-pub fn check(config: &Config, request: &Request) -> Result<()> {
-    if config.version < Version::V0_4_0 {
-        let msg = format!("cniVersion {} does not allow CHECK", config.version);
-        return Err(Error::new(Code::IncompatibleVersion, msg));
-    }
-    let prev = config.prev_result.as_ref();
-    let prev =
-        prev.ok_or_else(|| Error::new(Code::NetworkConfig, "prevResult: missing, and CHECK needs it"))?;
-    let delegate = match Cache::of(config, request).load() {
-        Some(delegate) => delegate,
-        None => delegate_of_now(config)?,
-    };
-    if delegate.plugin != "bridge" {
-        let stdin = delegate.with_prev_result(Some(prev), config.version);
-        return Plugin::find(&delegate.plugin)?.run(Command::Check, &stdin).map(drop);
-    }
-    let bridge = Bridge::parse(&delegate, request)?;
+pub fn check(conf: &Conf, request: &Request, prev: &Attachment) -> Result<()> {
+    let bridge = Wiring::parse(conf, request)?;
     let netns = open_netns(request)?;
-    Ipam::of(&delegate)?.check(request, config.version, prev)?;
+    Ipam::of(conf)?.check(request, prev)?;
 
     let sandbox = netns.path().to_string_lossy();
     let container =
@@ -59,7 +41,7 @@ pub fn check(config: &Config, request: &Request) -> Result<()> {
     Err(wrong(request.ifname, "its other end is not among the host's interfaces of prevResult"))
 }
 
-fn check_bridge(bridge: &Bridge, link: &Link, prev: &Attachment) -> Result<()> {
+fn check_bridge(bridge: &Wiring, link: &Link, prev: &Attachment) -> Result<()> {
     if !link.is_bridge {
         return Err(wrong(bridge.name, "is not a bridge"));
     }

@@ -10,10 +10,10 @@ use ipnetwork::IpNetwork;
 use serde_json::Value;
 use sha2::{Digest, Sha512};
 
-use crate::error::{Code, Error, Result};
-use crate::fields::Fields;
-use crate::request::Request;
-use crate::result::IpConfig;
+use crate::protocol::error::{Code, Error, Result};
+use crate::protocol::fields::Fields;
+use crate::protocol::request::Request;
+use crate::protocol::result::IpConfig;
 
 /// `ipMasqBackend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

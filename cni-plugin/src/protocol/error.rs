@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::version::Version;
+use super::version::Version;
 
 /// Codes of the CNI specification (SPEC.md, "Error").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 use std::fmt;
 
-use crate::error::{Code, Error, Result};
+use super::error::{Code, Error, Result};
+use super::request::Command;
 
 /// A version of the CNI specification: which fields a result has and which
 /// commands there are.
@@ -35,6 +36,27 @@ impl Version {
             Error::new(Code::IncompatibleVersion, "incompatible CNI versions")
                 .details(format!("cniVersion is {text:?}, supported are {supported}"))
         })
+    }
+
+    /// From `oldest` on.
+    pub fn since(oldest: Version) -> impl Iterator<Item = Version> {
+        Version::ALL.into_iter().filter(move |version| *version >= oldest)
+    }
+
+    /// That a config of this version may be used for `command` with a plugin
+    /// that knows the versions from `oldest` on.
+    pub fn supports(self, command: Command, oldest: Version) -> Result<()> {
+        let first = match command {
+            Command::Check => Version::V0_4_0,
+            Command::Status | Command::Gc => Version::V1_1_0,
+            _ => Version::V0_1_0,
+        };
+        if self >= first.max(oldest) {
+            return Ok(());
+        }
+        let msg = format!("cniVersion {self} does not allow {}", command.as_str());
+        let since = format!("it needs {} or newer", first.max(oldest));
+        Err(Error::new(Code::IncompatibleVersion, msg).details(since))
     }
 
     pub fn as_str(self) -> &'static str {
