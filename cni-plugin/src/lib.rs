@@ -8,6 +8,8 @@ mod flannel;
 mod ipam;
 mod kernel;
 mod kind;
+mod nfnetlink;
+mod nft;
 mod protocol;
 
 use std::env;

@@ -1,11 +1,10 @@
-//! A transaction layer over one `NETLINK_ROUTE` socket: bounded batches whose
-//! ACKs are counted, dumps that are repeated when the kernel says they were
-//! interrupted, errors that name what they are about.
+//! A transaction layer over one netlink socket, of routing or of netfilter:
+//! bounded batches whose ACKs are counted, dumps that are repeated when the
+//! kernel says they were interrupted, errors that name what they are about.
 //!
-//! It is synchronous on purpose. The kernel executes an rtnetlink request
-//! inside `sendmsg(2)`: when that returns, the work is done and the ACK lies in
+//! It is synchronous on purpose. The kernel executes a request inside `sendmsg(2)`: when that returns, the work is done and the ACK lies in
 //! the receive buffer, so there is nothing to await, and the CNI plugin, which
-//! has no runtime, shares the code. The messages are netlink-packet-route's;
+//! has no runtime, shares the code. Routing's messages are netlink-packet-route's;
 //! the daemon composes them with rtnetlink's builders, but sends them here,
 //! because rtnetlink's connection neither sees `NLM_F_DUMP_INTR` nor an error
 //! inside `NLMSG_DONE`, and waits for ever for an ACK that was dropped.
@@ -21,7 +20,10 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    Socket, SocketAddr,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use rustix::net::sockopt;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -93,7 +95,7 @@ impl Request {
     }
 }
 
-/// A socket to the routing subsystem of one network namespace.
+/// A socket to the routing or the netfilter subsystem of one network namespace.
 #[derive(Debug)]
 pub struct Connection {
     socket: Socket,
@@ -107,7 +109,16 @@ impl Connection {
     /// Talk to the namespace of the calling thread. The socket stays in that
     /// namespace, wherever the thread goes.
     pub fn open() -> Result<Connection, NetlinkError> {
-        open_socket()
+        Connection::of(NETLINK_ROUTE)
+    }
+
+    /// As `open`, to nf_tables and conntrack.
+    pub fn open_netfilter() -> Result<Connection, NetlinkError> {
+        Connection::of(NETLINK_NETFILTER)
+    }
+
+    fn of(protocol: isize) -> Result<Connection, NetlinkError> {
+        open_socket(protocol)
             .map(|socket| Connection {
                 socket,
                 sequence: 0,
@@ -155,6 +166,24 @@ impl Connection {
         results
     }
 
+    /// Changes of which the kernel makes all or none, as it does between the
+    /// messages that begin and end a batch of nfnetlink. The first answer
+    /// decides, an error with the index of the request at fault; so ask for the
+    /// ACK of the last change alone, which stands for all.
+    pub fn transaction(&mut self, requests: &mut [Request]) -> Result<(), (usize, Cause)> {
+        let first = self.sequence.wrapping_add(1);
+        let bytes = self.numbered(requests);
+        self.send(&bytes).map_err(|cause| (0, cause))?;
+        let mut acks = Acks::new(first, requests.len());
+        loop {
+            let datagram = self.receive(|| "the answer to a batch".to_owned()).map_err(|cause| (0, cause))?;
+            acks.take(datagram, |_, _| {});
+            if let Some((index, result)) = acks.first_result() {
+                return result.map_err(|cause| (index, cause));
+            }
+        }
+    }
+
     /// Ask for one thing: the kernel's answer.
     pub fn get<M: NetlinkDeserializable>(&mut self, mut request: Request) -> Result<M, Cause> {
         let sequence = self.next_sequence();
@@ -196,11 +225,7 @@ impl Connection {
 
     fn chunk(&mut self, requests: &mut [Request]) -> Vec<Result<(), Cause>> {
         let first = self.sequence.wrapping_add(1);
-        let mut bytes = Vec::with_capacity(requests.iter().map(|r| r.0.len()).sum());
-        for request in requests.iter_mut() {
-            request.set_sequence(self.next_sequence());
-            bytes.extend_from_slice(&request.0);
-        }
+        let bytes = self.numbered(requests);
         let mut acks = Acks::new(first, requests.len());
         if let Err(cause) = self.send(&bytes) {
             acks.fail(&cause);
@@ -215,6 +240,16 @@ impl Connection {
             }
         }
         acks.into_results()
+    }
+
+    /// One after another in one message, each with the next number.
+    fn numbered(&mut self, requests: &mut [Request]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(requests.iter().map(|r| r.0.len()).sum());
+        for request in requests {
+            request.set_sequence(self.next_sequence());
+            bytes.extend_from_slice(&request.0);
+        }
+        bytes
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -263,8 +298,8 @@ pub fn in_netns<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) ->
     })
 }
 
-fn open_socket() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+fn open_socket(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     raise_buffers(&socket);
     set_recv_timeout(&socket, TIME_LIMIT)?;
     // Each is a convenience that an old kernel may not know.

@@ -40,6 +40,12 @@ impl Acks {
         }
     }
 
+    /// What has come in for the first request that has an answer.
+    pub(super) fn first_result(&mut self) -> Option<(usize, Result<(), Cause>)> {
+        let (index, result) = self.results.iter_mut().enumerate().find(|(_, result)| result.is_some())?;
+        result.take().map(|result| (index, result))
+    }
+
     /// Give up: everything outstanding failed for `cause`.
     pub(super) fn fail(&mut self, cause: &Cause) {
         for result in &mut self.results {
