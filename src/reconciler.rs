@@ -12,10 +12,12 @@
 //! nobody, and a thread of its own with its queues is not needed.
 
 mod failures;
+mod fights;
+mod ops;
 mod state;
+mod tally;
 mod target;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,19 +28,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::backends::Backend;
-use crate::desired::{Desired, LinkKind, Op, Ownership, diff};
+use crate::desired::{Desired, Op, Ownership, diff, diff_on_links};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::{Effect, Events, Kernel, KernelEvent, Scope, View};
-use crate::model::IfName;
 
 use failures::Failures;
+pub use fights::{Fight, Fights, Healing};
+use ops::is_link_change;
 pub use state::{Handle, Snapshot, State};
+use tally::Tally;
 pub use target::{Inputs, Target};
 
 /// Ops applied at once: between two lots it listens, and sees that it is to stop.
 const LOT: usize = 1000;
 /// The longest rest between two passes; a pass rests as long as it took.
 const MAX_REST: Duration = Duration::from_millis(100);
+/// The least rest while another program undoes what a pass did.
+const FIGHT_REST: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -78,6 +84,9 @@ pub struct Reconciler<K, E> {
     /// When `view` was read; `None` when it is to be read again.
     viewed: Option<Instant>,
     failures: Failures,
+    fights: Fights,
+    /// When to look again at what was left to another program for now.
+    withheld: Option<Instant>,
     /// The revision of the target that the kernel has matched already.
     settled: Option<u64>,
 }
@@ -109,6 +118,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             view: View::default(),
             viewed: None,
             failures: Failures::new(settings.retry_min, settings.retry_max),
+            fights: Fights::default(),
+            withheld: None,
             settled: None,
         };
         reconciler.compute_want();
@@ -121,7 +132,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         loop {
             let begun = Instant::now();
             let more = self.pass(&stop).await;
-            let rest = begun.elapsed().min(MAX_REST);
+            let least = self.withheld.map_or(Duration::ZERO, |_| FIGHT_REST);
+            let rest = begun.elapsed().clamp(least, MAX_REST);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -137,7 +149,9 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
     async fn wait(&mut self, stop: &CancellationToken) -> Result<bool, NetlinkError> {
         loop {
             let audit = self.viewed.map(|viewed| viewed + self.settings.audit);
-            let wake = audit.into_iter().chain(self.failures.next()).min().unwrap_or_else(Instant::now);
+            let others =
+                self.failures.next().into_iter().chain(self.withheld).chain(self.fights.next_quiet());
+            let wake = audit.into_iter().chain(others).min().unwrap_or_else(Instant::now);
             // In one order, so that a simulation can be replayed; what may come
             // without end is last.
             tokio::select! {
@@ -176,12 +190,13 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 Tally::default()
             }
         };
+        self.withheld = tally.withheld;
         self.publish(&tally, begun.elapsed());
         !stop.is_cancelled() && (tally.disturbed || self.target.revision() != self.revision)
     }
 
     async fn converge(&mut self, stop: &CancellationToken) -> Result<Tally, NetlinkError> {
-        let mut tally = Tally::default();
+        let mut tally = Tally { shaken: self.view.take_shaken(), ..Tally::default() };
         self.look()?;
         let ops = diff(&self.view.have, &self.want, &self.own).ops;
         // Links first. Then look again: what stands on them depends on how they
@@ -189,14 +204,16 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if let Some(last) = ops.iter().rposition(is_link_change) {
             let ops: Vec<_> = ops.into_iter().take(last + 1).filter(|op| tally.admit(op, self)).collect();
             if !ops.is_empty() {
+                tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
                 self.apply(&ops, &mut tally, stop).await;
                 self.viewed = None;
                 self.look()?;
                 self.failures.hurry(Instant::now());
             }
         }
-        let ops = diff(&self.view.have, &self.want, &self.own).ops;
-        let ops: Vec<_> = ops.into_iter().filter(|op| !is_link_change(op) && tally.admit(op, self)).collect();
+        // A link that could not be changed now is no reason to let the rest wait.
+        let ops = diff_on_links(&self.view.have, &self.want, &self.own).ops;
+        let ops: Vec<_> = ops.into_iter().filter(|op| tally.admit(op, self)).collect();
         self.apply(&ops, &mut tally, stop).await;
         self.failures.retain(&tally.pending);
         Ok(tally)
@@ -213,7 +230,10 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             let mut done = Vec::with_capacity(lot.len());
             for (op, result) in lot.iter().zip(results) {
                 match result {
-                    Ok(()) => done.push(op),
+                    Ok(()) => {
+                        self.count_repair(op, tally, now);
+                        done.push(op);
+                    }
                     Err(error) => {
                         if is_surprising(&error) {
                             self.viewed = None;
@@ -225,9 +245,27 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 }
             }
             self.view.have.record_all(done.iter().copied());
-            tally.done.extend(done.into_iter().map(kind));
+            tally.done.extend(done.into_iter().map(ops::name));
             tally.disturbed |= self.listen() > Effect::Nothing;
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Where all was in place, `op` puts right what another hand did.
+    fn count_repair(&mut self, op: &Op, tally: &mut Tally, now: Instant) {
+        if self.settled != Some(self.revision) {
+            return;
+        }
+        *tally.repairs.entry(ops::kind(op)).or_default() += 1;
+        // What a link takes along is not fought over: the link may be.
+        if ops::stands_on(op).is_some_and(|dev| tally.shaken.contains(&dev)) {
+            return;
+        }
+        let object = ops::object(op);
+        if self.fights.repaired(object.clone(), now) {
+            let suspects = self.kernel.rivals();
+            warn!("{}", fights::warning(&object, &suspects));
+            self.fights.suspect(&object, suspects);
         }
     }
 
@@ -300,14 +338,18 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
     }
 
     fn publish(&mut self, tally: &Tally, took: Duration) {
-        let synced = !tally.disturbed && tally.waiting.is_empty() && self.failures.is_empty();
-        let repairs = if self.settled == Some(self.revision) { tally.done.len() as u64 } else { 0 };
+        let settled = !tally.disturbed && tally.waiting.is_empty() && self.failures.is_empty();
+        if settled {
+            self.settled = Some(self.revision);
+        }
+        let repairs: u64 = tally.repairs.values().sum();
         if repairs > 0 {
             info!(repairs, "healed what others changed");
         }
-        if synced {
-            self.settled = Some(self.revision);
+        for object in self.fights.forget_quiet(Instant::now()) {
+            info!("{object}: nobody undoes it any more");
         }
+        let fights = self.fights.list();
         // Links of ours are missing for a reason that has its own message.
         let foreign = tally.waiting.iter().filter(|link| !self.want.links.contains_key(link));
         let waiting = foreign.map(|link| format!("link {link}: missing or down: waiting for it"));
@@ -319,92 +361,19 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 }
             }
             state.failed = failed;
-            state.synced = synced;
+            state.synced = settled && tally.withheld.is_none();
             state.revision = self.revision;
             state.passes += 1;
             state.last = Some(std::time::SystemTime::now());
             state.took = took;
-            state.repairs += repairs;
+            for (kind, count) in &tally.repairs {
+                *state.healing.repairs.entry(kind).or_default() += count;
+            }
+            state.healing.fights = fights;
             for kind in &tally.done {
                 *state.ops.entry(kind).or_default() += 1;
             }
         });
-    }
-}
-
-/// What became of one pass.
-#[derive(Default)]
-struct Tally {
-    done: Vec<&'static str>,
-    /// Failed now, or failed before and not yet to be tried again.
-    pending: BTreeSet<String>,
-    /// Links that ops wait for.
-    waiting: BTreeSet<IfName>,
-    /// The kernel's state changed meanwhile by another hand, or it was stopped.
-    disturbed: bool,
-}
-
-impl Tally {
-    /// Whether it is time for `op`: its link is up, and it has not just failed.
-    fn admit<K, E>(&mut self, op: &Op, reconciler: &Reconciler<K, E>) -> bool {
-        let is_up = |dev: IfName| reconciler.view.have.links.get(&dev).is_some_and(|link| link.up);
-        if let Some(dev) = stands_on(op, &reconciler.want).filter(|dev| !is_up(*dev)) {
-            self.waiting.insert(dev);
-            return false;
-        }
-        // Where a family is switched off, or a link's MTU is too small for it, its
-        // files do not exist and there is nothing to set.
-        if matches!(op, Op::SetSysctl { key, .. } if !reconciler.view.have.sysctls.contains_key(key)) {
-            return false;
-        }
-        if reconciler.failures.is_empty() {
-            return true;
-        }
-        let key = op.to_string();
-        let due = reconciler.failures.is_due(&key, Instant::now());
-        if !due {
-            self.pending.insert(key);
-        }
-        due
-    }
-}
-
-fn is_link_change(op: &Op) -> bool {
-    matches!(op, Op::AddLink { .. } | Op::SetLink { .. })
-}
-
-/// The link without which there is no use in trying.
-fn stands_on(op: &Op, want: &Desired) -> Option<IfName> {
-    match op {
-        Op::AddAddress { dev, .. } | Op::SetNeighbour { dev, .. } | Op::SetFdb { dev, .. } => Some(*dev),
-        Op::SetNexthop { nexthop, .. } | Op::SetRoute { nexthop, .. } => Some(nexthop.dev),
-        Op::AddLink { spec, .. } => {
-            let LinkKind::Vxlan(vxlan) = &spec.kind;
-            Some(vxlan.underlay)
-        }
-        Op::SetSysctl { key, .. } => {
-            want.links.keys().copied().find(|name| key.split('/').any(|part| part == name.as_str()))
-        }
-        _ => None,
-    }
-}
-
-fn kind(op: &Op) -> &'static str {
-    match op {
-        Op::DelRoute { .. } => "del_route",
-        Op::DelLink { .. } => "del_link",
-        Op::AddLink { .. } => "add_link",
-        Op::SetLink { .. } => "set_link",
-        Op::AddAddress { .. } => "add_address",
-        Op::DelAddress { .. } => "del_address",
-        Op::SetSysctl { .. } => "set_sysctl",
-        Op::SetNeighbour { .. } => "set_neighbour",
-        Op::DelNeighbour { .. } => "del_neighbour",
-        Op::SetFdb { .. } => "set_fdb",
-        Op::DelFdb { .. } => "del_fdb",
-        Op::SetNexthop { .. } => "set_nexthop",
-        Op::DelNexthop { .. } => "del_nexthop",
-        Op::SetRoute { .. } => "set_route",
     }
 }
 

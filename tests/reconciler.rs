@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weft::backends::{Identity, Node, Peers, from_config};
 use weft::desired::{Observed, ObservedLink, Op};
-use weft::kernel::KernelEvent;
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::NetlinkError;
+use weft::kernel::{Entry, KernelEvent};
 use weft::model::{LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
 use weft::reconciler::{Handle, Inputs, Reconciler, Settings, State, Target};
 
@@ -74,7 +74,7 @@ async fn the_newest_peers_win_and_nothing_queues_up() {
     let state = running.await_state(|state| state.synced && state.revision == revision).await;
     assert!(state.passes - before.passes < 10, "{} passes", state.passes - before.passes);
     assert_eq!(kernel.state().routes.len(), 7);
-    assert_eq!(state.repairs, 0);
+    assert_eq!(state.healing.total(), 0);
     running.stop().await;
 }
 
@@ -86,13 +86,78 @@ async fn what_nobody_tells_is_found_after_a_loss_or_at_the_audit() {
     let looks = kernel.observed();
 
     kernel.disturb(|state| state.routes.clear(), [KernelEvent::Resync("ENOBUFS".to_owned())]);
-    let state = running.await_state(|state| state.repairs == 3).await;
+    let state = running.await_state(|state| state.healing.total() == 3).await;
     assert_eq!(kernel.observed(), looks + 1);
     assert_eq!(state.ops["set_route"], 6);
 
     kernel.disturb(|state| state.neighbours.clear(), []);
-    running.await_state(|state| state.repairs == 6).await;
+    running.await_state(|state| state.healing.total() == 6).await;
     assert!(kernel.observed() > looks + 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_undone_again_and_again_is_named_and_left_alone_ever_longer() {
+    let kernel = Fake::new(node());
+    let running = Running::start(&kernel, 3);
+    running.await_state(|state| state.synced).await;
+    kernel.take_tried();
+
+    // Another program takes the route away whenever it is there.
+    let foe = tokio::spawn({
+        let kernel = kernel.clone();
+        async move {
+            loop {
+                if kernel.state().routes.contains_key(&subnet(2)) {
+                    let lost = KernelEvent::Removed(Entry::Route {
+                        dst: subnet(2),
+                        hop: None,
+                        nexthop_id: 0,
+                        protocol: 87,
+                    });
+                    kernel.disturb(|state| state.routes.retain(|dst, _| *dst != subnet(2)), [lost]);
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    let state = running.await_state(|state| state.healing.fights.iter().any(|fight| fight.count >= 7)).await;
+    assert_eq!(state.healing.fights[0].object, "route 10.5.2.0/24");
+    assert_eq!(state.healing.fights.len(), 1);
+    running.await_state(|state| !state.synced).await;
+    kernel.take_tried();
+    // Nobody else waits for it: neither another object, nor a new peer.
+    kernel.disturb(|state| state.neighbours.clear(), [KernelEvent::Resync("test".to_owned())]);
+    running.await_state(|state| state.healing.repairs.get("neighbour") == Some(&3)).await;
+    running.target.update(|inputs| inputs.peers = leases(4));
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(kernel.state().routes.contains_key(&subnet(4)));
+    let tried = kernel.take_tried().iter().filter(|op| is_route_to(op, 2)).count();
+    assert!((1..=4).contains(&tried), "{tried} repairs after 400, 800, 1600 ms");
+
+    foe.abort();
+    let state = running.await_state(|state| state.synced).await;
+    assert!(kernel.state().routes.contains_key(&subnet(2)));
+    assert_eq!(state.healing.fights.len(), 1, "until it has been quiet for long");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_link_that_comes_and_goes_is_fought_over_not_what_stands_on_it() {
+    let kernel = Fake::new(node());
+    let running = Running::start(&kernel, 3);
+    running.await_state(|state| state.synced).await;
+    for n in 1..=6 {
+        kernel.disturb(
+            |state| state.record(&Op::DelLink { name: "flannel.1".parse().unwrap() }),
+            [KernelEvent::Resync("test".to_owned())],
+        );
+        running.await_state(|state| state.healing.repairs.get("link") == Some(&n)).await;
+    }
+    let state = running.await_state(|state| state.synced).await;
+    let fights: Vec<_> = state.healing.fights.iter().map(|fight| fight.object.as_str()).collect();
+    assert_eq!(fights, ["link flannel.1"]);
+    assert_eq!(state.healing.repairs["route"], 18);
     running.stop().await;
 }
 

@@ -156,7 +156,7 @@ impl StatusSource {
             kernel: KernelStatus {
                 synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
                 changes: state.ops.values().sum(),
-                repairs: state.repairs,
+                repairs: state.healing.total(),
                 failures: state.failed,
             },
             traffic: self.traffic.borrow().clone(),

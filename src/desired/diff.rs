@@ -16,7 +16,16 @@ use crate::model::{Family, IfName, Mac};
 pub fn diff(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
     let links = links(have, want);
     // What a changed link takes along is missing to all that follows.
-    let have = &*after(have, &links);
+    plan(&after(have, &links), want, own, links)
+}
+
+/// The same for the links as they are: what is to stand on them, not how they
+/// are to be.
+pub fn diff_on_links(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
+    plan(have, want, own, Vec::new())
+}
+
+fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>) -> Plan {
     let (kept, stale_links) = own_links(have, want, own);
     let sysctls = compare(&have.sysctls, &want.sysctls, |old, new| old == new);
     let neighbours = compare(&have.neighbours, &want.neighbours, |old, new| old == new);

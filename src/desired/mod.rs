@@ -18,7 +18,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Family, IfName, Mac};
 
-pub use diff::diff;
+pub use diff::{diff, diff_on_links};
 pub use observed::{Observed, ObservedLink, ObservedNexthop, ObservedRoute};
 pub use op::{Op, Plan};
 pub use ownership::{NEXTHOP_IDS, Ownership, ROUTE_PROTOCOL};

@@ -27,6 +27,8 @@ pub struct View {
     scope: Scope,
     /// Links in scope as the kernel told of them last.
     told: BTreeMap<u32, LinkEntry>,
+    /// Links that changed since that was last asked.
+    shaken: BTreeSet<IfName>,
 }
 
 impl View {
@@ -34,6 +36,11 @@ impl View {
     pub fn renew(&mut self, scope: Scope, have: Observed) {
         self.scope = scope;
         self.have = have;
+    }
+
+    /// Links that were told of as changed since the last call.
+    pub fn take_shaken(&mut self) -> BTreeSet<IfName> {
+        std::mem::take(&mut self.shaken)
     }
 
     pub fn learn(&mut self, event: &KernelEvent) -> Effect {
@@ -56,13 +63,20 @@ impl View {
         self.told.insert(link.index, link.clone());
         match self.have.links.get(&link.name) {
             Some(known) if link.running && known.is_like(&self.have, link) => Effect::Nothing,
-            _ => Effect::Stale,
+            _ => {
+                self.shaken.insert(link.name);
+                Effect::Stale
+            }
         }
     }
 
     fn link_removed(&mut self, link: &LinkEntry) -> Effect {
         self.told.remove(&link.index);
-        if self.concerns(link) { Effect::Stale } else { Effect::Nothing }
+        if !self.concerns(link) {
+            return Effect::Nothing;
+        }
+        self.shaken.insert(link.name);
+        Effect::Stale
     }
 
     /// By its name, or by its number where it had a name of ours.

@@ -16,6 +16,12 @@ pub trait Kernel: Send {
     /// keep the rest from being done. What is to be removed and is not there
     /// counts as done.
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>>;
+
+    /// Programs that run beside us and are known to change what is not theirs,
+    /// with what to do about each: a guess to show a person.
+    fn rivals(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What the kernel tells of its own accord.

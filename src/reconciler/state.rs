@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Inputs;
+use super::{Healing, Inputs};
 use crate::backends::Rejected;
 use crate::desired::{Desired, Observed};
 use crate::kernel::netlink::NetlinkError;
@@ -24,8 +24,9 @@ pub struct State {
     pub looks: u64,
     /// Ops done, by kind (`set_route`, …).
     pub ops: BTreeMap<&'static str, u64>,
-    /// Those among them that set right what others had changed.
-    pub repairs: u64,
+    /// Those among them that set right what others had changed, and what is
+    /// undone again and again.
+    pub healing: Healing,
     /// Peers left out.
     pub rejected: Vec<Rejected>,
     /// What failed or is waited for; each names its object and the way out.

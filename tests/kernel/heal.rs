@@ -43,14 +43,15 @@ fn what_others_break_is_healed_at_once() {
             "link set eth0 down",
         ];
         for breakage in breakages {
-            let before = running.state().repairs;
+            let before = running.state().healing.total();
             fabric.by_hand(breakage);
             if breakage == "link set eth0 down" {
                 fabric.by_hand("link set eth0 up");
                 fabric.by_hand("addr replace fd77::1/64 dev eth0 nodad");
             }
             running.await_whole(breakage);
-            running.await_state(breakage, |state| state.repairs > before || breakage.contains("eth0"));
+            running
+                .await_state(breakage, |state| state.healing.total() > before || breakage.contains("eth0"));
         }
         for breakage in
             [format!("fdb del {mac} dev flannel.1"), format!("fdb replace {mac} dev flannel.1 dst 9.9.9.9")]
@@ -147,7 +148,7 @@ fn host_gw_survives_its_uplink() {
 
     // Without a carrier the kernel drops nexthops and their routes in silence.
     running.fabric.lab.cut(&running.fabric.host).unwrap();
-    running.await_state("cut", |state| !state.synced || state.repairs > 0);
+    running.await_state("cut", |state| !state.synced || state.healing.total() > 0);
     running.fabric.lab.mend(&running.fabric.host).unwrap();
     running.await_whole("mended");
 
