@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use serde_json::value::RawValue;
 use weft::backends::{Backend, Identity, Node, Peers, from_config};
 use weft::desired::{Desired, Observed, Ownership, diff};
-use weft::model::{Family, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
+use weft::model::{BackendData, Family, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
 
 const CONFIG: &str =
     r#"{"Network":"10.0.0.0/8","EnableIPv6":true,"IPv6Network":"fd00::/32","Backend":{"Type":"BACKEND"}}"#;
@@ -87,12 +87,14 @@ fn node() -> Node {
 
 fn peers(kind: &str, count: u32) -> Peers {
     let data = |n| match kind {
-        "vxlan" => RawValue::from_string(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(n))).ok(),
+        "vxlan" => RawValue::from_string(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(n)))
+            .ok()
+            .map(BackendData::from),
         _ => None,
     };
     let lease = |n| LeaseAttrs {
         public_ip: public_ip(n),
-        backend_type: kind.to_owned(),
+        backend_type: kind.to_owned().into(),
         backend_data: PerFamily { v4: data(n), v6: data(n) },
     };
     (1..=count).map(|n| (key(n), lease(n))).collect()

@@ -12,6 +12,7 @@ pub mod backends;
 pub mod desired;
 pub mod firewall;
 pub mod model;
+pub mod shared_map;
 pub mod subnet;
 
 #[cfg(feature = "netlink")]

@@ -60,7 +60,7 @@ impl Backend for HostGw {
     fn attrs(&self, node: &Node, _id: &Identity) -> LeaseAttrs {
         LeaseAttrs {
             public_ip: self.networks.map(|family, _| node.public_ip.get(family).copied()).flatten(),
-            backend_type: self.kind().to_owned(),
+            backend_type: self.kind().into(),
             backend_data: PerFamily::default(),
         }
     }

@@ -5,7 +5,6 @@ mod host_gw;
 mod peers;
 mod vxlan;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -13,6 +12,7 @@ use thiserror::Error;
 
 use crate::desired::{Desired, Ownership};
 use crate::model::{ConfigError, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::shared_map::SharedMap;
 
 /// What a backend needs to know of the node it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,9 @@ pub struct Identity {
     pub mac: PerFamily<Mac>,
 }
 
-/// The other nodes' leases; never holds our own.
-pub type Peers = BTreeMap<SubnetKey, LeaseAttrs>;
+/// The other nodes' leases; never holds our own. Cheap to clone: the lease table,
+/// the reconciler's target and what it has reached are versions of one map.
+pub type Peers = SharedMap<SubnetKey, LeaseAttrs>;
 
 /// Why a peer's lease is left out. It never harms another peer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use super::peers::{Peer, Side, check_addresses, sides, strangers};
 use super::{Backend, Identity, Node, Peers, Rejected, networks};
 use crate::desired::{Desired, LinkKind, LinkSpec, Nexthop, Ownership, VxlanSpec};
-use crate::model::gojson::{FieldError, Fields, clip};
-use crate::model::{ConfigError, Family, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::model::gojson::Fields;
+use crate::model::{
+    BackendData, ConfigError, Family, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey, Vtep,
+};
 
 /// The kernel's default (`vxlan.udp_port`), not IANA's 4789. Said outright, so
 /// that a device left with another port is seen to differ.
@@ -40,15 +41,6 @@ struct Options {
     gbp: bool,
     learning: bool,
     direct_routing: bool,
-}
-
-/// `BackendData` and `BackendV6Data`, byte for byte as flannel writes them.
-#[derive(Serialize)]
-struct VtepData {
-    #[serde(rename = "VNI")]
-    vni: u32,
-    #[serde(rename = "VtepMAC")]
-    mac: Mac,
 }
 
 impl Vxlan {
@@ -144,14 +136,11 @@ impl Vxlan {
         Ok(mac)
     }
 
-    fn read_data(&self, data: &RawValue) -> Result<Mac, String> {
-        let fields = Fields::parse(data.get()).map_err(describe)?;
-        let vni = fields.uint::<u32>("VNI").map_err(describe)?.ok_or("VNI is missing")?;
+    fn read_data(&self, data: &BackendData) -> Result<Mac, String> {
+        let Vtep { vni, mac } = data.vtep()?;
         if vni != self.options.vni {
             return Err(format!("VNI {vni}: this network's is {}", self.options.vni));
         }
-        let text = fields.string("VtepMAC").map_err(describe)?.ok_or("VtepMAC is missing")?;
-        let mac: Mac = clip(&text).parse().map_err(|e| format!("VtepMAC: {e}"))?;
         if !mac.is_unicast() {
             return Err(format!("VtepMAC {mac} is not a unicast address"));
         }
@@ -178,11 +167,11 @@ impl Backend for Vxlan {
     }
 
     fn attrs(&self, node: &Node, id: &Identity) -> LeaseAttrs {
-        let data = |mac| to_raw_value(&VtepData { vni: self.options.vni, mac }).ok();
+        let data = |mac| BackendData::from(Vtep { vni: self.options.vni, mac });
         LeaseAttrs {
             public_ip: self.networks.map(|family, _| node.public_ip.get(family).copied()).flatten(),
-            backend_type: self.kind().to_owned(),
-            backend_data: self.networks.map(|family, _| id.mac.get(family).copied().and_then(data)).flatten(),
+            backend_type: self.kind().into(),
+            backend_data: self.networks.map(|family, _| id.mac.get(family).copied().map(data)).flatten(),
         }
     }
 
@@ -283,8 +272,4 @@ fn data_key(family: Family) -> &'static str {
         Family::V4 => "BackendData",
         Family::V6 => "BackendV6Data",
     }
-}
-
-fn describe(e: FieldError) -> String {
-    ConfigError::from(e).to_string()
 }

@@ -198,7 +198,7 @@ async fn reserve(store: &EtcdStore, key: SubnetKey, public: &[IpAddr]) -> anyhow
     if public_ip.get(identity).is_none() {
         bail!("--public-ip: a node of this network is known by its {identity} address: give that");
     }
-    let attrs = LeaseAttrs { public_ip, backend_type: String::new(), backend_data: PerFamily::default() };
+    let attrs = LeaseAttrs { public_ip, backend_type: "".into(), backend_data: PerFamily::default() };
     let lease = Lease { key, attrs };
     for _ in 0..TRIES {
         let snapshot = store.snapshot().await?;
@@ -335,7 +335,7 @@ fn row(stored: &StoredLease, time: Option<TimeLeft>, own: &BTreeSet<IpAddr>) -> 
         key: key.to_string(),
         subnets: key.nets().map(|(_, net)| net.to_string()).collect(),
         public_ips: attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
-        backend: attrs.backend_type.clone(),
+        backend: attrs.backend_type.to_string(),
         state: if lease_id.is_some() { "leased" } else { "reserved" },
         expires_in: lease_id.map(|_| time.map_or(0, |time| time.left.as_secs())),
         this_node: attrs.public_ip.iter().any(|(_, ip)| own.contains(ip)),

@@ -34,8 +34,9 @@ pub struct Leases {
 
 impl Leases {
     pub fn new(held: Held, want: Want, target: Target) -> Leases {
+        let peers = target.get().1.peers.clone();
         Leases {
-            table: Mutex::new(LeaseTable::new(held)),
+            table: Mutex::new(LeaseTable::new(held, peers)),
             target,
             doubt: Notify::new(),
             want: Mutex::new(want),
@@ -75,7 +76,7 @@ impl Leases {
     }
 
     fn publish(&self, table: &LeaseTable) {
-        self.target.update(|inputs| inputs.peers.clone_from(table.peers()));
+        self.target.update(|inputs| inputs.peers = table.peers().clone());
     }
 
     fn set_lost(&self, why: String) {

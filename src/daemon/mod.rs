@@ -87,7 +87,7 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
-    let events = store.watch(joined.snapshot.clone());
+    let events = store.watch(joined.snapshot);
     let follower = leases::follow(events, leases.clone());
     tasks.spawn_watched("lease watch", health::BOUND, follower);
     let keeper = leases::keep(store, leases.clone(), args.renew_margin());

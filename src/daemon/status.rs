@@ -206,7 +206,7 @@ impl StatusSource {
         PeerStatus {
             subnets: subnets(&key),
             public_ips: attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
-            backend: attrs.backend_type.clone(),
+            backend: attrs.backend_type.to_string(),
             rejected: rejected.or(foreign),
             missing,
         }

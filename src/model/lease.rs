@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use super::backend_data::BackendData;
 use super::family::text;
 use super::gojson::{FieldError, Fields, clip, compact};
 use super::{Family, PerFamily};
@@ -119,17 +121,21 @@ pub struct KeyError {
     pub reason: String,
 }
 
-/// What a node publishes with its lease (flannel pkg/lease/lease.go).
-#[derive(Clone, Debug)]
+/// What a node publishes with its lease (flannel pkg/lease/lease.go). Of the
+/// usual leases nothing lies elsewhere on the heap: a node holds everyone's.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseAttrs {
     /// The node's identity and its tunnel endpoint.
     pub public_ip: PerFamily<IpAddr>,
     /// `vxlan`, `host-gw`, …; empty for `udp` and `alloc`.
-    pub backend_type: String,
+    pub backend_type: Cow<'static, str>,
     /// What the backend says to its peers, by family (`BackendData` and
-    /// `BackendV6Data`), as it stood.
-    pub backend_data: PerFamily<Box<RawValue>>,
+    /// `BackendV6Data`).
+    pub backend_data: PerFamily<BackendData>,
 }
+
+/// Types of backend that leases are known to name.
+const BACKEND_TYPES: [&str; 7] = ["vxlan", "host-gw", "wireguard", "ipip", "ipsec", "extension", "udp"];
 
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LeaseError {
@@ -158,14 +164,16 @@ impl LeaseAttrs {
             let addr = fields.parsed(key, pointer, |text| family.parse_addr(text), &expected)?;
             Ok::<_, FieldError>(addr.filter(|addr| !addr.is_unspecified()))
         };
-        let raw = |key| fields.raw(key).map(RawValue::to_owned);
+        let data = |key| fields.raw(key).map(BackendData::from);
+        let kind = fields.string("BackendType")?.unwrap_or_default();
+        let known = BACKEND_TYPES.into_iter().find(|known| *known == kind);
         Ok(LeaseAttrs {
             public_ip: PerFamily {
                 v4: public_ip(Family::V4, "PublicIP", false)?,
                 v6: public_ip(Family::V6, "PublicIPv6", true)?,
             },
-            backend_type: fields.string("BackendType")?.unwrap_or_default(),
-            backend_data: PerFamily { v4: raw("BackendData"), v6: raw("BackendV6Data") },
+            backend_type: known.map_or(Cow::Owned(kind), Cow::Borrowed),
+            backend_data: PerFamily { v4: data("BackendData"), v6: data("BackendV6Data") },
         })
     }
 
@@ -176,7 +184,7 @@ impl LeaseAttrs {
         let v6 = self.public_ip.v6.map_or("null".to_owned(), |addr| format!("\"{}\"", text(addr)));
         let mut json = format!("{{\"PublicIP\":\"{v4}\",\"PublicIPv6\":{v6}");
         if !self.backend_type.is_empty() {
-            json += &format!(",\"BackendType\":{}", Value::from(self.backend_type.as_str()));
+            json += &format!(",\"BackendType\":{}", Value::from(&*self.backend_type));
         }
         for (family, data) in self.backend_data.iter() {
             let key = match family {
@@ -202,15 +210,3 @@ pub struct Lease {
     pub key: SubnetKey,
     pub attrs: LeaseAttrs,
 }
-
-/// White space in the backend's data makes no difference.
-impl PartialEq for LeaseAttrs {
-    fn eq(&self, other: &Self) -> bool {
-        let data = |attrs: &LeaseAttrs, family| attrs.backend_data.get(family).map(|raw| compact(raw.get()));
-        self.public_ip == other.public_ip
-            && self.backend_type == other.backend_type
-            && Family::BOTH.iter().all(|family| data(self, *family) == data(other, *family))
-    }
-}
-
-impl Eq for LeaseAttrs {}

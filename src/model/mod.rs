@@ -4,6 +4,7 @@
 //! Formats are flannel's, byte for byte where we write and as Go's
 //! `encoding/json` would take them where we read.
 
+mod backend_data;
 mod family;
 pub(crate) mod gojson;
 mod lease;
@@ -11,6 +12,7 @@ mod link;
 mod network;
 mod subnet_env;
 
+pub use backend_data::{BackendData, Vtep};
 pub use family::{Family, PerFamily};
 pub use lease::{KeyError, Lease, LeaseAttrs, LeaseError, SubnetKey};
 pub use link::{IfName, Mac, ParseError};

@@ -359,11 +359,8 @@ mod tests {
     }
 
     fn stored(key: SubnetKey, node: u8, lease_id: Option<i64>) -> StoredLease {
-        let attrs = LeaseAttrs {
-            public_ip: ip(node),
-            backend_type: String::new(),
-            backend_data: PerFamily::default(),
-        };
+        let attrs =
+            LeaseAttrs { public_ip: ip(node), backend_type: "".into(), backend_data: PerFamily::default() };
         StoredLease { lease: Lease { key, attrs }, lease_id, mod_revision: 1 }
     }
 

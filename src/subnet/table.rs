@@ -1,10 +1,10 @@
 //! Everyone's leases, as the store's events tell them. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{BadRecord, Held, Snapshot, StoreEvent, StoredLease};
 use crate::backends::Peers;
-use crate::model::{LeaseAttrs, SubnetKey};
+use crate::model::{Lease, LeaseAttrs, SubnetKey};
 
 /// So many bad records are remembered, to log each once.
 const MAX_BAD: usize = 10_000;
@@ -44,11 +44,12 @@ pub struct Change {
 }
 
 impl LeaseTable {
-    pub fn new(own: Held) -> LeaseTable {
+    /// `peers` are what is known already, until the first snapshot comes.
+    pub fn new(own: Held, peers: Peers) -> LeaseTable {
         LeaseTable {
             own,
             own_state: OwnState::Held,
-            peers: Peers::new(),
+            peers,
             bad: BTreeMap::new(),
             connected: true,
             seeded: false,
@@ -113,21 +114,21 @@ impl LeaseTable {
     /// was spoilt.
     fn replace(&mut self, snapshot: Snapshot) -> Change {
         let Snapshot { revision, leases, bad } = snapshot;
-        let spoilt: BTreeSet<SubnetKey> = bad.iter().filter_map(|bad| bad.subnet).collect();
-        let mut peers: Peers = leases.into_iter().map(|s| (s.lease.key, s.lease.attrs)).collect();
-        let own = peers.remove(&self.own_key());
+        let own = leases.iter().find(|stored| stored.lease.key == self.own_key());
         // The first may be the listing that we acquired from: older than our lease.
         let seeded = std::mem::replace(&mut self.seeded, true);
         if seeded || revision >= self.own.stored.mod_revision {
-            self.judge_own(own.as_ref());
+            self.judge_own(own.map(|own| own.lease.attrs.clone()).as_ref());
         }
-        for (key, attrs) in &self.peers {
-            if spoilt.contains(key) {
-                peers.insert(*key, attrs.clone());
-            }
+        let spoilt = bad.iter().filter_map(|bad| bad.subnet);
+        let mut listed: Vec<SubnetKey> = leases.iter().map(|stored| stored.lease.key).chain(spoilt).collect();
+        listed.sort_unstable();
+        let is_gone = |key: &&SubnetKey| listed.binary_search(key).is_err();
+        let gone: Vec<SubnetKey> = self.peers.keys().filter(is_gone).copied().collect();
+        for key in &gone {
+            self.peers.remove(key);
         }
-        let changed = self.peers != peers;
-        self.peers = peers;
+        let changed = self.fill(leases) || !gone.is_empty();
 
         let known = std::mem::take(&mut self.bad);
         let mut change = Change { peers: changed, ..Change::default() };
@@ -140,15 +141,33 @@ impl LeaseTable {
         change
     }
 
+    /// Take in the peers among `leases`; whether any is new or says something
+    /// new. One that says the same stays shared with all who know it.
+    fn fill(&mut self, leases: Vec<StoredLease>) -> bool {
+        let own = self.own_key();
+        let others = leases.into_iter().map(|stored| stored.lease).filter(|lease| lease.key != own);
+        if self.peers.is_empty() {
+            self.peers = others.map(|lease| (lease.key, lease.attrs)).collect();
+            return !self.peers.is_empty();
+        }
+        let mut changed = false;
+        for Lease { key, attrs } in others {
+            if self.peers.get(&key) != Some(&attrs) {
+                self.peers.insert(key, attrs);
+                changed = true;
+            }
+        }
+        changed
+    }
+
     fn put(&mut self, stored: StoredLease) -> Change {
-        let (key, attrs) = (stored.lease.key, stored.lease.attrs);
+        let (key, attrs) = (stored.lease.key, &stored.lease.attrs);
         self.bad.retain(|_, bad| bad.subnet != Some(key));
         if key == self.own_key() {
-            self.judge_own(Some(&attrs));
+            self.judge_own(Some(attrs));
             return Change::default();
         }
-        let before = self.peers.insert(key, attrs);
-        Change { peers: before.as_ref() != self.peers.get(&key), ..Change::default() }
+        Change { peers: self.fill(vec![stored]), ..Change::default() }
     }
 
     fn delete(&mut self, key: &SubnetKey) -> Change {
@@ -198,7 +217,9 @@ impl LeaseTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Lease, PerFamily};
+    use std::collections::BTreeSet;
+
+    use crate::model::PerFamily;
     use proptest::prelude::*;
 
     const OWN: u8 = 1;
@@ -274,7 +295,7 @@ mod tests {
     fn the_listing_we_acquired_from_says_nothing_against_us() {
         let mut own = held(OWN);
         own.stored.mod_revision = 100;
-        let mut table = LeaseTable::new(own);
+        let mut table = LeaseTable::new(own, Peers::new());
         table.apply(snapshot(&[2], &[]));
         assert_eq!(table.own_state(), OwnState::Held);
     }
@@ -298,7 +319,7 @@ mod tests {
     }
 
     fn seeded(nodes: &[u8]) -> LeaseTable {
-        let mut table = LeaseTable::new(held(OWN));
+        let mut table = LeaseTable::new(held(OWN), Peers::new());
         table.apply(snapshot(nodes, &[]));
         table
     }

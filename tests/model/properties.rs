@@ -3,13 +3,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 use serde_json::value::RawValue;
-use weft::model::{Family, LeaseAttrs, NetworkConfig, PerFamily, SubnetEnv, SubnetKey};
+use weft::model::{BackendData, Family, LeaseAttrs, NetworkConfig, PerFamily, SubnetEnv, SubnetKey};
 
 proptest! {
     #[test]
     fn a_subnet_key_survives_its_text(nets in per_family(subnet)) {
         let key = SubnetKey::new(nets).unwrap();
         prop_assert_eq!(key.to_string().parse::<SubnetKey>(), Ok(key));
+    }
+
+    #[test]
+    fn backend_data_stays_as_it_stood_and_reads_the_same_in_any_spelling(text in vtep_text()) {
+        let data = BackendData::from(RawValue::from_string(text.clone()).unwrap());
+        let usual = BackendData::from(data.vtep().unwrap());
+
+        prop_assert_eq!(&data.text(), &text);
+        prop_assert_eq!(data.vtep(), usual.vtep());
+        prop_assert_eq!(data == usual, text.replace(' ', "") == usual.text());
     }
 
     #[test]
@@ -129,19 +139,27 @@ fn per_family<T: std::fmt::Debug + Clone + 'static, S: Strategy<Value = T> + 'st
 
 fn lease_attrs() -> impl Strategy<Value = LeaseAttrs> {
     let specified = |family| addr(family).prop_filter("unspecified", |addr| !addr.is_unspecified());
-    let data = |_| {
-        any::<(String, u32)>().prop_map(|(key, n)| {
-            let json = serde_json::json!({ key.as_str(): [n, key, { "VNI": n }] });
-            RawValue::from_string(format!("{json:#}")).unwrap()
-        })
-    };
+    let any_data = any::<(String, u32)>().prop_map(|(key, n)| {
+        let json = serde_json::json!({ key.as_str(): [n, key, { "VNI": n }] });
+        format!("{json:#}")
+    });
+    let data = prop_oneof![any_data, vtep_text()]
+        .prop_map(|json| BackendData::from(RawValue::from_string(json).unwrap()))
+        .boxed();
+    let data = move |_| data.clone();
     (per_family(specified), any::<String>(), prop::option::of(per_family(data))).prop_map(
         |(public_ip, backend_type, data)| LeaseAttrs {
             public_ip,
-            backend_type,
+            backend_type: backend_type.into(),
             backend_data: data.unwrap_or_default(),
         },
     )
+}
+
+/// VXLAN's data, in the spelling that flannel writes and in others.
+fn vtep_text() -> impl Strategy<Value = String> {
+    ("(0|[1-9][0-9]{0,8})", "(0e|0E)(:|-)[0-9a-f]{2}:00:00:00:01", "( )?")
+        .prop_map(|(vni, mac, space)| format!(r#"{{"VNI":{space}{vni},"VtepMAC":"{mac}"}}"#))
 }
 
 /// Pieces that now and then fall into something a parser takes.

@@ -34,7 +34,7 @@ proptest! {
     ) {
         // Leases that come and go again, and the lasting ones in either order.
         let mut seen: Peers = gone;
-        let mut lasting: Vec<_> = world.peers.clone().into_iter().collect();
+        let mut lasting: Vec<_> = world.peers.iter().map(|(key, attrs)| (*key, attrs.clone())).collect();
         if backwards {
             lasting.reverse();
         }
@@ -313,6 +313,6 @@ fn subnet(v4: &str, v6: &str) -> SubnetKey {
     SubnetKey::new(PerFamily { v4: Some(net(v4)), v6: Some(net(v6)) }).unwrap()
 }
 
-fn raw(json: &str) -> Box<RawValue> {
-    RawValue::from_string(json.to_owned()).unwrap()
+fn raw(json: &str) -> BackendData {
+    RawValue::from_string(json.to_owned()).unwrap().into()
 }

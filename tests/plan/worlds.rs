@@ -96,10 +96,10 @@ pub fn lease(kind: &str, families: &[Family], host: u8, mac: Mac, far: bool) -> 
         Family::V6 => ip(&format!("2001:db8:{third}::{host:x}")),
     };
     let data = format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#);
-    let data = || serde_json::value::RawValue::from_string(data.clone()).unwrap();
+    let data = || serde_json::value::RawValue::from_string(data.clone()).unwrap().into();
     LeaseAttrs {
         public_ip: families.iter().map(|&family| (family, public_ip(family))).collect(),
-        backend_type: kind.to_owned(),
+        backend_type: kind.to_owned().into(),
         backend_data: match kind {
             "vxlan" => families.iter().map(|&family| (family, data())).collect(),
             _ => PerFamily::default(),
