@@ -34,6 +34,9 @@ if [ "$want" = test ]; then
     need jq jq
     need ethtool ethtool
     need curl curl
+    # Prometheus and a browser read what the daemon serves.
+    need prometheus prometheus
+    need chromium chromium
     need dockerd docker.io
     # From Debian 13 on the client is a package of its own.
     need docker "$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io)"
@@ -58,10 +61,11 @@ if [ -n "$missing" ]; then
         echo "install-deps: this script knows apt-get only; install these by hand:$missing" >&2
         exit 1
     }
-    # Debian starts etcd and Docker on installation, and Docker changes the
-    # machine's packet filter; the tests bring their own of both.
+    # Debian starts etcd, Prometheus and Docker on installation, and Docker changes
+    # the machine's packet filter; the tests bring their own of all.
     held=""
     case "$missing" in *etcd-server*) held="$held etcd.service" ;; esac
+    case "$missing" in *prometheus*) held="$held prometheus.service" ;; esac
     case "$missing" in *docker.io*) held="$held docker.service docker.socket" ;; esac
     [ -d /run/systemd/system ] || held=""
     # shellcheck disable=SC2086 # a list of units

@@ -11,6 +11,7 @@
 //! multi-threaded runtime they run in `block_in_place`, so that they hold up
 //! nobody, and a thread of its own with its queues is not needed.
 
+mod durations;
 mod failures;
 mod fights;
 mod ops;
@@ -32,8 +33,9 @@ use crate::desired::{Desired, Op, Ownership, diff, diff_on_links};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::{Effect, Events, Kernel, KernelEvent, Scope, View};
 
+pub use durations::Durations;
 use failures::Failures;
-pub use fights::{Fight, Fights, Healing};
+pub use fights::{Fight, Fights, Healing, Repair};
 use ops::is_link_change;
 pub use state::{Handle, Snapshot, State};
 use tally::Tally;
@@ -89,6 +91,8 @@ pub struct Reconciler<K, E> {
     withheld: Option<Instant>,
     /// The revision of the target that the kernel has matched already.
     settled: Option<u64>,
+    /// When the oldest change was published that the kernel does not have yet.
+    behind: Option<Instant>,
 }
 
 impl<K: Kernel, E: Events> Reconciler<K, E> {
@@ -121,6 +125,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             fights: Fights::default(),
             withheld: None,
             settled: None,
+            behind: Some(Instant::now()),
         };
         reconciler.compute_want();
         (reconciler, Handle::new(state_rx, requests_tx))
@@ -241,6 +246,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                         let key = op.to_string();
                         self.failures.failed(key.clone(), &error, now);
                         tally.pending.insert(key);
+                        tally.errors += 1;
+                        tally.errors += 1;
                     }
                 }
             }
@@ -256,7 +263,9 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if self.settled != Some(self.revision) {
             return;
         }
-        *tally.repairs.entry(ops::kind(op)).or_default() += 1;
+        let kind = ops::kind(op);
+        *tally.repairs.entry(kind).or_default() += 1;
+        tally.examples.entry(kind).or_insert_with(|| ops::object(op));
         // What a link takes along is not fought over: the link may be.
         if ops::stands_on(op).is_some_and(|dev| tally.shaken.contains(&dev)) {
             return;
@@ -305,6 +314,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if revision == self.revision {
             return;
         }
+        self.behind = self.behind.or(Some(self.target.changed_at()));
         // The scope goes by the uplink and the tunnels.
         let scope = (self.inputs.node.uplink, self.want.links.clone(), self.want.sysctls.clone());
         (self.revision, self.inputs) = (revision, inputs);
@@ -342,6 +352,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if settled {
             self.settled = Some(self.revision);
         }
+        let converged = self.behind.take_if(|_| settled).map(|since| since.elapsed());
         let repairs: u64 = tally.repairs.values().sum();
         if repairs > 0 {
             info!(repairs, "healed what others changed");
@@ -365,11 +376,16 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             state.revision = self.revision;
             state.passes += 1;
             state.last = Some(std::time::SystemTime::now());
-            state.took = took;
+            state.took.add(took);
+            if let Some(took) = converged {
+                state.converged.add(took);
+            }
+            state.errors += tally.errors;
             for (kind, count) in &tally.repairs {
                 *state.healing.repairs.entry(kind).or_default() += count;
             }
             state.healing.fights = fights;
+            state.healing.remember(&tally.repairs, &tally.examples);
             for kind in &tally.done {
                 *state.ops.entry(kind).or_default() += 1;
             }

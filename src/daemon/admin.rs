@@ -1,5 +1,5 @@
 //! The admin socket: what `weft status` asks. HTTP on a Unix socket that only
-//! root may open.
+//! root may open, with all that `web` has.
 
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
@@ -8,18 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-use super::status::{Status, StatusSource};
+use super::status::Status;
+use super::web::{self, Site};
 
 /// Where the socket is unless told otherwise.
 pub const SOCKET: &str = "/run/weft/admin.sock";
@@ -32,12 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// reported at start.
 pub fn serve(
     path: &Path,
-    source: Arc<StatusSource>,
+    site: Arc<Site>,
     stop: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
     let path = path.to_owned();
     let listener = listen(&path).with_context(|| format!("admin socket {}", path.display()))?;
-    let router = Router::new().route("/status", get(status)).with_state(source);
+    let router = web::router(site);
     Ok(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
         remove(&path);
@@ -52,13 +48,6 @@ pub async fn ask(path: &Path) -> anyhow::Result<Status> {
         asked.map_err(|_| anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())).and_then(|body| body);
     let body = body.with_context(|| format!("daemon at {}", path.display()))?;
     serde_json::from_slice(&body).with_context(|| format!("answer of the daemon at {}", path.display()))
-}
-
-async fn status(State(source): State<Arc<StatusSource>>) -> impl IntoResponse {
-    match source.status().await {
-        Ok(status) => Json(status).into_response(),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}\n")).into_response(),
-    }
 }
 
 async fn request(path: &Path) -> anyhow::Result<Bytes> {

@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::status::HealthStatus;
+use super::web::{self, Site};
 use crate::reconciler;
 
 /// How often a loop that has nothing to do shows that it is alive.
@@ -73,6 +73,11 @@ impl Health {
     /// Ready, for as long as there is no trouble.
     pub fn joined(&self, trouble: impl Fn() -> Option<String> + Send + 'static) {
         *lock(&self.readiness) = Readiness::Joined(Box::new(trouble));
+    }
+
+    pub fn status(&self) -> HealthStatus {
+        let late = self.late().iter().map(Late::to_string).collect();
+        HealthStatus { unready: self.unready(), late }
     }
 
     fn late(&self) -> Vec<Late> {
@@ -139,7 +144,7 @@ pub async fn follow(mut state: watch::Receiver<reconciler::State>) {
 /// Where the address is taken or not this host's.
 pub fn serve(
     address: SocketAddr,
-    health: Arc<Health>,
+    site: Arc<Site>,
     stop: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let listen = || {
@@ -150,18 +155,17 @@ pub fn serve(
     let listener = listen().with_context(|| {
         format!("{address}: choose another by --healthz-ip and --healthz-port, or port 0 for none")
     })?;
-    info!("health at http://{address}/healthz and /readyz");
-    let router =
-        Router::new().route("/healthz", any(healthz)).route("/readyz", any(readyz)).with_state(health);
+    info!("health at http://{address}/healthz and /readyz, metrics at /metrics, status at /");
+    let service = web::on_tcp(site).into_make_service_with_connect_info::<SocketAddr>();
     Ok(async move {
         tokio::select! {
-            served = axum::serve(listener, router) => served.context("health"),
+            served = axum::serve(listener, service) => served.context("health"),
             () = stop.cancelled() => Ok(()),
         }
     })
 }
 
-async fn healthz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
+pub(super) async fn healthz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
     let late = health.late();
     if late.is_empty() {
         return (StatusCode::OK, "flanneld is running".to_owned());
@@ -170,7 +174,7 @@ async fn healthz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
     (StatusCode::SERVICE_UNAVAILABLE, format!("flanneld is not running as it should\n{late}"))
 }
 
-async fn readyz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
+pub(super) async fn readyz(State(health): State<Arc<Health>>) -> (StatusCode, String) {
     match health.unready() {
         None => (StatusCode::OK, "flanneld is ready".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("flanneld is not ready yet\n{why}\n")),

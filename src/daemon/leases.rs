@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::health;
 use super::join::patiently;
+use super::store_health::StoreHealth;
 use crate::model::LeaseAttrs;
 use crate::reconciler::Target;
 use crate::subnet::renewal::{Due, Timer};
@@ -30,12 +31,16 @@ pub struct Leases {
     want: Mutex<Want>,
     /// Why we hold no lease, while that is so.
     lost: Mutex<Option<String>>,
+    pub store: StoreHealth,
 }
 
 impl Leases {
     pub fn new(held: Held, want: Want, target: Target) -> Leases {
         let peers = target.get().1.peers.clone();
+        let store = StoreHealth::default();
+        store.holds(held.ttl);
         Leases {
+            store,
             table: Mutex::new(LeaseTable::new(held, peers)),
             target,
             doubt: Notify::new(),
@@ -69,6 +74,7 @@ impl Leases {
 
     fn set_own(&self, held: Held) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.store.holds(held.ttl);
         let mut table = self.table();
         if table.set_own(held).peers {
             self.publish(&table);
@@ -97,6 +103,7 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
             StoreEvent::Delete(key) => debug!(lease = %key, "deleted"),
             StoreEvent::Bad(_) => {}
         }
+        leases.store.tells(&event);
         let mut table = leases.table();
         let change = table.apply(event);
         if change.peers {
@@ -150,6 +157,7 @@ async fn renew(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
             }
         }),
     };
+    leases.store.renewed(renewed.is_ok());
     match renewed {
         Ok(Some(held)) => {
             debug!(ttl = ?held.ttl, "lease renewed");

@@ -7,11 +7,15 @@ mod follow_uplink;
 pub mod health;
 pub mod join;
 pub mod leases;
+mod metrics;
+mod process;
 mod seed;
 pub mod status;
 pub mod store;
+mod store_health;
 pub mod traffic;
 pub mod uplink;
+mod web;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,6 +36,7 @@ use self::join::Joined;
 use self::leases::Leases;
 use self::status::StatusSource;
 use self::traffic::Traffic;
+use self::web::Site;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
 use crate::model::{NetworkConfig, SubnetEnv, SubnetKey};
 use crate::reconciler::{self, Reconciler, Settings, Target};
@@ -49,10 +54,11 @@ pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new(stop.clone())?;
     let health = tasks.health.clone();
+    let site = Site::new(health.clone());
     if let Some(address) = args.health_address(as_flanneld) {
-        tasks.spawn("health", health::serve(address, health.clone(), stop.clone())?);
+        tasks.spawn("health", health::serve(address, site.clone(), stop.clone())?);
     }
-    let starting = start(&args, as_flanneld, &mut tasks);
+    let starting = start(&args, as_flanneld, &site, &mut tasks);
     let started = tokio::select! {
         started = health.watch("start", health::BOUND, starting) => started,
         () = stop.cancelled() => Ok(()),
@@ -66,7 +72,12 @@ pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
 }
 
 /// Joins the fabric and starts the loops.
-async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyhow::Result<()> {
+async fn start(
+    args: &DaemonArgs,
+    as_flanneld: bool,
+    site: &Arc<Site>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
     let store = store::open(args, as_flanneld, tasks).await?;
     info!(version = env!("CARGO_PKG_VERSION"), "weft, leases in {}", store.describe());
     let joined = join::join(args, &*store).await?;
@@ -82,9 +93,17 @@ async fn start(args: &DaemonArgs, as_flanneld: bool, tasks: &mut Tasks) -> anyho
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
     let uplink = follow_uplink(args, &joined, target, leases.clone(), tasks)?;
-    let source =
-        StatusSource::new(store.describe(), &joined, leases.clone(), reconciler.clone(), uplink, complaint);
-    let admin = admin::serve(&args.admin_socket, Arc::new(source), tasks.stop.clone())?;
+    let source = StatusSource::new(
+        tasks.health.clone(),
+        store.describe(),
+        &joined,
+        leases.clone(),
+        reconciler.clone(),
+        uplink,
+        complaint,
+    );
+    site.joined(source);
+    let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
     let events = store.watch(joined.snapshot);

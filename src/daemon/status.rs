@@ -2,20 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::health::Health;
 use super::join::Joined;
 use super::leases::Leases;
+use super::process::Process;
 use crate::backends::{Backend, Peers};
 use crate::model::{LeaseAttrs, NetworkConfig, SubnetKey};
-use crate::reconciler::{Handle, Snapshot};
+use crate::reconciler::{Fight, Handle, Repair, Snapshot, State};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
+    #[serde(default)]
+    pub process: ProcessStatus,
+    #[serde(default)]
+    pub health: HealthStatus,
     pub node: NodeStatus,
     pub lease: LeaseStatus,
     pub backend: String,
@@ -28,6 +35,23 @@ pub struct Status {
     #[serde(default)]
     pub traffic: Option<String>,
     pub peers: Vec<PeerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// Seconds since it began.
+    pub uptime: Option<u64>,
+    /// Resident memory, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// As `/readyz` and `/healthz` have it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// Why the node is not ready, if so.
+    pub unready: Option<String>,
+    /// Loops that do not get on.
+    pub late: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,7 +68,7 @@ pub struct LeaseStatus {
     /// `held`, `reserved`, or what is wrong with it.
     pub state: String,
     pub ok: bool,
-    /// Seconds that the store gave at the last renewal; absent for a
+    /// Seconds until the store forgets it unless it is renewed; absent for a
     /// reservation.
     pub expires_in: Option<u64>,
 }
@@ -53,6 +77,15 @@ pub struct LeaseStatus {
 pub struct StoreStatus {
     pub name: String,
     pub connected: bool,
+    /// Seconds since it answers no more, while that is so.
+    #[serde(default)]
+    pub away_for: Option<u64>,
+    /// Seconds since it told of a lease.
+    #[serde(default)]
+    pub last_event: Option<u64>,
+    /// Times that it came back.
+    #[serde(default)]
+    pub resumes: u64,
     /// Records that do not parse, as `<key>: <reason>`.
     pub bad_records: Vec<String>,
 }
@@ -65,8 +98,42 @@ pub struct KernelStatus {
     pub changes: u64,
     /// Those of them that put back what something else had changed.
     pub repairs: u64,
+    /// Changes by kind (`set_route`, …).
+    #[serde(default)]
+    pub operations: BTreeMap<String, u64>,
+    /// Seconds since the reconciler last looked.
+    #[serde(default)]
+    pub last_pass: Option<u64>,
+    /// Repairs by kind of object (`route`, …).
+    #[serde(default)]
+    pub repaired: BTreeMap<String, u64>,
+    /// The newest repairs, the newest first.
+    #[serde(default)]
+    pub recent: Vec<RepairStatus>,
+    /// What something else undoes again and again.
+    #[serde(default)]
+    pub fights: Vec<FightStatus>,
     /// What the kernel refused, with cause and way out.
     pub failures: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RepairStatus {
+    /// Seconds since.
+    pub ago: u64,
+    /// The first object of several of its kind: `route 10.1.2.0/24`.
+    pub object: String,
+    pub count: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FightStatus {
+    pub object: String,
+    /// Seconds since it was first put right.
+    pub since: u64,
+    pub count: u64,
+    /// Programs of this host that may be at it, with what to do.
+    pub suspects: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,6 +150,9 @@ pub struct PeerStatus {
 impl Status {
     /// What a person should look at first, if anything.
     pub fn trouble(&self) -> Option<String> {
+        if let Some(late) = self.health.late.first() {
+            return Some(late.clone());
+        }
         if !self.lease.ok {
             return Some(format!("lease: {}", self.lease.state));
         }
@@ -99,6 +169,9 @@ impl Status {
         if self.traffic.is_some() {
             return self.traffic.clone();
         }
+        if let Some(fight) = self.kernel.fights.first() {
+            return Some(format!("{}: undone {} times by something else", fight.object, fight.count));
+        }
         (!self.kernel.synced).then(|| "the kernel is not in sync yet".to_owned())
     }
 }
@@ -106,6 +179,7 @@ impl Status {
 /// Where an answer comes from.
 #[derive(Debug)]
 pub struct StatusSource {
+    health: Arc<Health>,
     store: String,
     network: NetworkConfig,
     backend: Arc<dyn Backend>,
@@ -118,6 +192,7 @@ pub struct StatusSource {
 impl StatusSource {
     /// `uplink` and `traffic` say what is wrong there, if anything.
     pub fn new(
+        health: Arc<Health>,
         store: String,
         joined: &Joined,
         leases: Arc<Leases>,
@@ -126,13 +201,26 @@ impl StatusSource {
         traffic: watch::Receiver<Option<String>>,
     ) -> StatusSource {
         let (network, backend) = (joined.network.clone(), joined.backend.clone());
-        StatusSource { store, network, backend, leases, reconciler, uplink, traffic }
+        StatusSource { health, store, network, backend, leases, reconciler, uplink, traffic }
+    }
+
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    pub fn traffic_trouble(&self) -> Option<String> {
+        self.traffic.borrow().clone()
+    }
+
+    /// As it was after the last pass.
+    pub fn reconciler(&self) -> State {
+        self.reconciler.state().borrow().clone()
     }
 
     /// With a fresh look at the kernel.
     pub async fn status(&self) -> anyhow::Result<Status> {
         let seen = self.reconciler.observe().await.context("the reconciler has stopped")??;
-        let state = self.reconciler.state().borrow().clone();
+        let state = self.reconciler();
         let node = &seen.inputs.node;
         let mut rejected: BTreeMap<SubnetKey, Vec<&str>> = BTreeMap::new();
         for peer in &state.rejected {
@@ -143,6 +231,8 @@ impl StatusSource {
         });
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: process(),
+            health: self.health.status(),
             node: NodeStatus {
                 uplink: node.uplink.to_string(),
                 public_ips: node.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
@@ -153,13 +243,8 @@ impl StatusSource {
             mtu: self.backend.mtu(node),
             networks: self.network.pools.iter().map(|(_, pool)| pool.network.to_string()).collect(),
             store: self.store(),
-            kernel: KernelStatus {
-                synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
-                changes: state.ops.values().sum(),
-                repairs: state.healing.total(),
-                failures: state.failed,
-            },
-            traffic: self.traffic.borrow().clone(),
+            kernel: kernel(&state, &seen),
+            traffic: self.traffic_trouble(),
             peers: peers.collect(),
         })
     }
@@ -173,12 +258,17 @@ impl StatusSource {
             None => "reserved".to_owned(),
         });
         let subnets = subnets(&held.stored.lease.key);
-        LeaseStatus { subnets, state, ok, expires_in: held.ttl.map(|ttl| ttl.as_secs()) }
+        let expires_in = self.leases.store.facts().expires_in().map(|left| left.as_secs());
+        LeaseStatus { subnets, state, ok, expires_in }
     }
 
     fn store(&self) -> StoreStatus {
+        let facts = self.leases.store.facts();
         let table = self.leases.table();
         StoreStatus {
+            away_for: facts.away_since.map(|since| since.elapsed().as_secs()),
+            last_event: facts.last_event.map(|at| at.elapsed().as_secs()),
+            resumes: facts.resumes,
             name: self.store.clone(),
             connected: table.connected(),
             bad_records: table.bad().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect(),
@@ -211,6 +301,43 @@ impl StatusSource {
             missing,
         }
     }
+}
+
+fn kernel(state: &State, seen: &Snapshot) -> KernelStatus {
+    KernelStatus {
+        synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
+        changes: state.ops.values().sum(),
+        repairs: state.healing.total(),
+        operations: state.ops.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        repaired: state.healing.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        recent: state.healing.recent.iter().rev().map(repair).collect(),
+        fights: state.healing.fights.iter().map(fight).collect(),
+        last_pass: state.last.and_then(seconds_since),
+        failures: state.failed.clone(),
+    }
+}
+
+fn repair(repair: &Repair) -> RepairStatus {
+    let Repair { at, object, count } = repair;
+    RepairStatus { ago: at.elapsed().as_secs(), object: object.clone(), count: *count }
+}
+
+fn fight(fight: &Fight) -> FightStatus {
+    FightStatus {
+        object: fight.object.clone(),
+        since: fight.since.elapsed().as_secs(),
+        count: fight.count,
+        suspects: fight.suspects.clone(),
+    }
+}
+
+fn process() -> ProcessStatus {
+    let process = Process::read();
+    ProcessStatus { uptime: process.started.and_then(seconds_since), memory: process.resident }
+}
+
+fn seconds_since(at: SystemTime) -> Option<u64> {
+    at.elapsed().ok().map(|elapsed| elapsed.as_secs())
 }
 
 fn subnets(key: &SubnetKey) -> Vec<String> {

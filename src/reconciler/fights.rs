@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +13,8 @@ const MAX_REST: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(120);
 /// So many objects are followed at once; what is beyond is repaired unfollowed.
 const MAX_OBJECTS: usize = 1024;
+/// So many repairs are told of, the newest.
+const MAX_RECENT: usize = 30;
 
 /// What was put right after others, for whoever shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,18 @@ pub struct Healing {
     pub repairs: BTreeMap<&'static str, u64>,
     /// What is undone again and again, for as long as that is so.
     pub fights: Vec<Fight>,
+    /// The newest last.
+    pub recent: VecDeque<Repair>,
+}
+
+/// What one pass put right of one kind of object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    pub at: Instant,
+    /// The first of them: `route 10.1.2.0/24`.
+    pub object: String,
+    /// How many there were.
+    pub count: u64,
 }
 
 /// An object that something else keeps undoing.
@@ -43,6 +57,22 @@ impl Healing {
     /// Repairs of all kinds.
     pub fn total(&self) -> u64 {
         self.repairs.values().sum()
+    }
+
+    /// Of one pass: how many of each kind, and the first of each.
+    pub(super) fn remember(
+        &mut self,
+        repairs: &BTreeMap<&'static str, u64>,
+        examples: &BTreeMap<&'static str, String>,
+    ) {
+        let repair = |(kind, object): (&&'static str, &String)| Repair {
+            at: Instant::now(),
+            object: object.clone(),
+            count: repairs.get(kind).copied().unwrap_or(1),
+        };
+        self.recent.extend(examples.iter().map(repair));
+        let old = self.recent.len().saturating_sub(MAX_RECENT);
+        self.recent.drain(..old);
     }
 }
 

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Healing, Inputs};
+use super::{Durations, Healing, Inputs};
 use crate::backends::Rejected;
 use crate::desired::{Desired, Observed};
 use crate::kernel::netlink::NetlinkError;
@@ -17,9 +17,12 @@ pub struct State {
     /// The revision of the target that the last pass was for.
     pub revision: u64,
     pub passes: u64,
-    /// When the last pass ended, and how long it took.
+    /// When the last pass ended.
     pub last: Option<SystemTime>,
-    pub took: Duration,
+    /// How long passes took.
+    pub took: Durations,
+    /// From a change of the leases, or of this node, to a kernel that has it.
+    pub converged: Durations,
     /// How often the kernel's state was read.
     pub looks: u64,
     /// Ops done, by kind (`set_route`, …).
@@ -27,6 +30,8 @@ pub struct State {
     /// Those among them that set right what others had changed, and what is
     /// undone again and again.
     pub healing: Healing,
+    /// Ops that the kernel refused.
+    pub errors: u64,
     /// Peers left out.
     pub rejected: Vec<Rejected>,
     /// What failed or is waited for; each names its object and the way out.

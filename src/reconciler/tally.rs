@@ -13,12 +13,16 @@ pub(super) struct Tally {
     pub(super) done: Vec<&'static str>,
     /// Those of them that put right what others had changed, by kind of object.
     pub(super) repairs: BTreeMap<&'static str, u64>,
+    /// The first of each kind.
+    pub(super) examples: BTreeMap<&'static str, String>,
     /// Links that changed themselves: they take along what stands on them.
     pub(super) shaken: BTreeSet<IfName>,
     /// When the first of what others fight over may be put right again.
     pub(super) withheld: Option<Instant>,
     /// Failed now, or failed before and not yet to be tried again.
     pub(super) pending: BTreeSet<String>,
+    /// How many the kernel refused now.
+    pub(super) errors: u64,
     /// Links that ops wait for.
     pub(super) waiting: BTreeSet<IfName>,
     /// The kernel's state changed meanwhile by another hand, or it was stopped.

@@ -55,6 +55,11 @@ impl Fabric {
         wait_until(SOON, "etcd", healthy).expect("the lab");
     }
 
+    /// Kills etcd; its data stays for `start_etcd`.
+    pub fn etcd_away(&mut self) {
+        self.etcd.take().expect("etcd").kill9().expect("the lab");
+    }
+
     pub fn etcd_url(&self) -> String {
         format!("http://{}:2379", self.lab.switch_ip4())
     }

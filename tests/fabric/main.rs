@@ -8,6 +8,7 @@ mod configs;
 mod health;
 mod lab;
 mod leases;
+mod observe;
 mod uplink;
 
 use std::time::Duration;

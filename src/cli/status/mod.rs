@@ -1,7 +1,10 @@
 //! `weft status`: what this node holds, whom it is joined to, and whether the
 //! kernel agrees.
 
+mod live;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -19,12 +22,21 @@ pub struct StatusArgs {
     #[arg(long, env = "WEFT_ADMIN_SOCKET", default_value = admin::SOCKET, value_name = "PATH")]
     admin_socket: PathBuf,
 
-    /// As JSON.
+    /// As JSON; with --watch, one object a line.
     #[arg(long)]
     json: bool,
+
+    /// Look again so often, until Ctrl-C: redrawn in place on a terminal, a line
+    /// for each change elsewhere. [default: 2]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    watch: Option<u32>,
 }
 
 pub async fn run(args: StatusArgs) -> anyhow::Result<()> {
+    if let Some(seconds) = args.watch {
+        return live::run(&args.admin_socket, Duration::from_secs(seconds.into()), args.json).await;
+    }
     let status = admin::ask(&args.admin_socket).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
@@ -56,8 +68,11 @@ fn text(status: &Status) -> String {
         format!("{sync}; {} changes made, {} of them repairs", kernel.changes, kernel.repairs),
     ]);
     let mut out = format!("{facts}\n\n{}\n", peers(&status.peers));
-    for line in status.store.bad_records.iter().chain(&kernel.failures).chain(&status.traffic) {
-        out.push_str(&format!("! {line}\n"));
+    let fights = kernel.fights.iter().map(|fight| format!("{}: undone {} times", fight.object, fight.count));
+    let fights: Vec<_> = fights.collect();
+    for line in status.store.bad_records.iter().chain(&kernel.failures).chain(&status.traffic).chain(&fights)
+    {
+        out.push_str(&format!("! {}\n", printable(line)));
     }
     out
 }
@@ -67,17 +82,32 @@ fn peers(peers: &[PeerStatus]) -> Table {
     out.set_header(["peer", "reached at", "backend", "in the kernel"]);
     for peer in peers {
         let state = match (&peer.rejected, peer.missing.as_slice()) {
-            (Some(reason), _) => format!("left out: {reason}"),
+            (Some(reason), _) => format!("left out: {}", printable(reason)),
             (None, []) => "ok".to_owned(),
             (None, missing) => format!("missing {}", missing.join(", ")),
         };
-        out.add_row([peer.subnets.join(", "), peer.public_ips.join(", "), peer.backend.clone(), state]);
+        out.add_row([peer.subnets.join(", "), peer.public_ips.join(", "), printable(&peer.backend), state]);
     }
     out
+}
+
+/// What comes from other nodes may hold a terminal's control sequences.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_do_not_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\nc\u{9b}d é"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d é");
+    }
 }
