@@ -3,13 +3,16 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
+use crate::bandwidth::Bandwidth;
 use crate::bridge::Bridge;
 use crate::chain::Chain;
 use crate::flannel::Flannel;
 use crate::ipam::HostLocalPlugin;
+use crate::loopback::Loopback;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::Result;
 use crate::protocol::version::Version;
+use crate::tuning::Tuning;
 
 /// Chosen by the name of the program, as a runtime finds it by the config's
 /// `type`: one file is installed under all of them by links.
@@ -20,6 +23,9 @@ pub enum Kind {
     Flannel,
     Bridge,
     HostLocal,
+    Bandwidth,
+    Tuning,
+    Loopback,
 }
 
 impl Kind {
@@ -29,20 +35,46 @@ impl Kind {
             Some("flannel") => Kind::Flannel,
             Some("bridge") => Kind::Bridge,
             Some("host-local") => Kind::HostLocal,
+            Some("bandwidth") => Kind::Bandwidth,
+            Some("tuning") => Kind::Tuning,
+            Some("loopback") => Kind::Loopback,
             _ => Kind::Weft,
         }
     }
 
     /// The first version of the specification that the plugin is for.
     pub fn oldest(self) -> Version {
-        Version::V0_1_0
+        match self {
+            Kind::Bandwidth => Version::V0_3_0,
+            _ => Version::V0_1_0,
+        }
     }
 
     pub fn chain(self, conf: &Conf) -> Result<Chain> {
         Ok(match self {
-            Kind::Weft | Kind::Flannel => Chain::of(Flannel::new(conf)?),
+            Kind::Weft => integrated(conf)?,
+            Kind::Flannel => Chain::of(Flannel::new(conf)?),
             Kind::Bridge => Chain::of(Bridge::new(conf.clone())),
             Kind::HostLocal => Chain::of(HostLocalPlugin::new(conf.clone())),
+            Kind::Bandwidth => Chain::of(Bandwidth::new(conf)?),
+            Kind::Tuning => Chain::of(Tuning::new(conf)?),
+            Kind::Loopback => Chain::of(Loopback),
         })
     }
+}
+
+/// What one config asks for by a section for each plugin, in the order in which
+/// they build on each other.
+fn integrated(conf: &Conf) -> Result<Chain> {
+    let fields = conf.fields();
+    let runtime = fields.object("runtimeConfig")?;
+    let has_runtime = |key| runtime.as_ref().is_some_and(|runtime| runtime.get(key).is_some());
+    let mut chain = Chain::of(Flannel::new(conf)?);
+    if fields.get("tuning").is_some() {
+        chain = chain.then(Tuning::new(&conf.section("tuning")?)?);
+    }
+    if fields.get("bandwidth").is_some() || has_runtime("bandwidth") {
+        chain = chain.then(Bandwidth::new(&conf.section("bandwidth")?)?);
+    }
+    Ok(chain)
 }

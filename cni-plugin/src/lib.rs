@@ -2,15 +2,20 @@
 //! three. A list of plugins with flannel's fields works as it stands. Under the
 //! name of one of the classic plugins it does that plugin's part alone.
 
+mod bandwidth;
 mod bridge;
 mod chain;
 mod flannel;
 mod ipam;
 mod kernel;
 mod kind;
+mod loopback;
+mod names;
 mod nfnetlink;
 mod nft;
 mod protocol;
+mod records;
+mod tuning;
 
 use std::env;
 use std::io::{self, Write};

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use weft::model::IfName;
 
-use super::open_netns;
 use super::wiring::Wiring;
 use crate::ipam::Ipam;
+use crate::kernel::netns::NetNs;
 use crate::kernel::{Kernel, Link};
 use crate::protocol::conf::Conf;
 use crate::protocol::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::protocol::result::{Attachment, Interface};
 
 pub fn check(conf: &Conf, request: &Request, prev: &Attachment) -> Result<()> {
     let bridge = Wiring::parse(conf, request)?;
-    let netns = open_netns(request)?;
+    let netns = NetNs::of(request)?;
     Ipam::of(conf)?.check(request, prev)?;
 
     let sandbox = netns.path().to_string_lossy();

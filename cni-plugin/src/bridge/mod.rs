@@ -6,7 +6,6 @@ mod masq;
 mod wiring;
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use weft::model::IfName;
 
@@ -15,8 +14,7 @@ use crate::ipam::Ipam;
 use crate::kernel::Kernel;
 use crate::kernel::netns::NetNs;
 use crate::protocol::conf::Conf;
-use crate::protocol::error::{Code, Error, Result};
-use crate::protocol::request::Request;
+use crate::protocol::error::{Error, Result};
 use crate::protocol::result::Attachment;
 use masq::{Backend, Masquerade};
 use wiring::Wiring;
@@ -43,7 +41,7 @@ impl Plugin for Bridge {
         let request = &site.request;
         let wiring = Wiring::parse(&self.conf, request)?;
         let ipam = Ipam::of(&self.conf)?;
-        let netns = open_netns(request)?;
+        let netns = NetNs::of(request)?;
         let given = ipam.add(request, self.fresh)?;
         let addresses: Vec<_> = given.ips.iter().map(|ip| ip.address.ip()).collect();
         if addresses.is_empty() && !matches!(ipam, Ipam::None) {
@@ -61,12 +59,8 @@ impl Plugin for Bridge {
 
     fn del(&self, site: &Site, prev: Option<&Attachment>) -> Result<()> {
         let request = &site.request;
-        let netns = request.netns.as_deref().map(NetNs::open_existing).transpose()?.flatten();
-        let mut known = match &netns {
-            Some(netns) => {
-                refuse_own(netns, request)?;
-                netns.enter(|| delete_interface(request.ifname))?
-            }
+        let mut known = match NetNs::existing_of(request)? {
+            Some(netns) => netns.enter(|| delete_interface(request.ifname))?,
             None => Vec::new(),
         };
         if let Some(prev) = prev {
@@ -89,21 +83,6 @@ impl Plugin for Bridge {
     fn gc(&self, _: &str, _: &Valid) -> Result<()> {
         Ok(())
     }
-}
-
-/// The namespace of a container, which is not our own.
-fn open_netns(request: &Request) -> Result<NetNs> {
-    let netns = NetNs::open(request.netns.as_deref().unwrap_or(Path::new("")))?;
-    refuse_own(&netns, request)?;
-    Ok(netns)
-}
-
-fn refuse_own(netns: &NetNs, request: &Request) -> Result<()> {
-    if netns.is_own()? && !request.own_netns_allowed {
-        let msg = format!("CNI_NETNS: {} is the plugin's own network namespace", netns.path().display());
-        return Err(Error::new(Code::NetNs, msg));
-    }
-    Ok(())
 }
 
 /// Inside the container. The addresses the interface had.

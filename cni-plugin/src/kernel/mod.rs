@@ -1,6 +1,8 @@
 //! Links, addresses, routes and sysctls of the namespace the thread is in.
 
 pub mod netns;
+pub mod settings;
+pub mod tc;
 
 use std::fs;
 use std::net::IpAddr;
@@ -27,13 +29,18 @@ use crate::protocol::result::Route;
 #[derive(Clone, Debug)]
 pub struct Link {
     pub index: u32,
+    pub name: String,
     pub mac: Option<Mac>,
     pub is_bridge: bool,
     pub is_veth: bool,
+    pub is_ifb: bool,
     pub is_up: bool,
     /// The operational state is UP: for a bridge port, that it forwards.
     pub carries: bool,
     pub promiscuous: bool,
+    pub all_multicast: bool,
+    pub mtu: u32,
+    pub tx_queue_len: u32,
     /// Index of the bridge it is a port of.
     pub master: Option<u32>,
     /// Index of a veth's other end, in that end's namespace.
@@ -274,17 +281,25 @@ impl From<&LinkMessage> for Link {
     fn from(message: &LinkMessage) -> Link {
         let mut link = Link {
             index: message.header.index,
+            name: String::new(),
             mac: None,
             is_bridge: false,
             is_veth: false,
+            is_ifb: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
             carries: false,
             promiscuous: false,
+            all_multicast: message.header.flags.contains(LinkFlags::Allmulti),
+            mtu: 0,
+            tx_queue_len: 0,
             master: None,
             peer: None,
         };
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_len = *length,
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
                 LinkAttribute::OperState(state) => link.carries = *state == State::Up,
                 LinkAttribute::Promiscuity(count) => link.promiscuous = *count > 0,
@@ -293,6 +308,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge |= infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                     link.is_veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    link.is_ifb |= infos.contains(&LinkInfo::Kind(InfoKind::Ifb));
                 }
                 _ => {}
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::protocol::error::{Code, Error, Result};
+use crate::protocol::request::Request;
 
 const OWN: &str = "/proc/thread-self/ns/net";
 /// include/uapi/linux/magic.h
@@ -21,9 +22,29 @@ pub struct NetNs {
 }
 
 impl NetNs {
+    /// The container's, which is not our own.
+    pub fn of(request: &Request) -> Result<NetNs> {
+        NetNs::existing_of(request)?.ok_or_else(|| {
+            let path = request.netns.as_deref().unwrap_or(Path::new(""));
+            Error::new(Code::NetNs, format!("CNI_NETNS: {} is not a network namespace", path.display()))
+        })
+    }
+
+    /// The same where it may be gone already.
+    pub fn existing_of(request: &Request) -> Result<Option<NetNs>> {
+        let Some(netns) = request.netns.as_deref().map(NetNs::open).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        if netns.is_own()? && !request.own_netns_allowed {
+            let msg = format!("CNI_NETNS: {} is the plugin's own network namespace", netns.path().display());
+            return Err(Error::new(Code::NetNs, msg));
+        }
+        Ok(Some(netns))
+    }
+
     /// `None` when there is no namespace at `path` (any more): nothing is there,
     /// or the empty file that a namespace was mounted on.
-    pub fn open_existing(path: &Path) -> Result<Option<NetNs>> {
+    fn open(path: &Path) -> Result<Option<NetNs>> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -34,14 +55,8 @@ impl NetNs {
         Ok(is_netns.then(|| NetNs { path: path.to_owned(), file }))
     }
 
-    pub fn open(path: &Path) -> Result<NetNs> {
-        NetNs::open_existing(path)?.ok_or_else(|| {
-            Error::new(Code::NetNs, format!("CNI_NETNS: {} is not a network namespace", path.display()))
-        })
-    }
-
     /// Whether it is the one the plugin was started in.
-    pub fn is_own(&self) -> Result<bool> {
+    fn is_own(&self) -> Result<bool> {
         let own = fs::metadata(OWN).map_err(|e| failed("look at", Path::new(OWN), &e))?;
         let this = self.file.metadata().map_err(|e| failed("look at", &self.path, &e))?;
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))

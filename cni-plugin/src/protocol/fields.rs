@@ -29,6 +29,10 @@ impl<'a> Fields<'a> {
             .filter(|v| !v.is_null())
     }
 
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.object.keys().map(String::as_str)
+    }
+
     pub fn bool(&self, key: &str) -> Result<bool> {
         let Some(value) = self.get(key) else { return Ok(false) };
         value.as_bool().ok_or_else(|| self.wrong(key, "true or false"))

@@ -1,10 +1,13 @@
 //! The plugin in real namespaces, called as a runtime calls it. Needs root.
 #![allow(clippy::unwrap_used)] // clippy.toml's leave covers #[test] functions only, not their helpers
 
+mod bandwidth;
 mod crash;
 mod golden;
 mod ipam;
+mod loopback;
 mod node;
 mod protocol;
 mod removal;
+mod tuning;
 mod wiring;

@@ -1,5 +1,6 @@
 //! A host with the plugin, its config and its containers.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -69,10 +70,7 @@ impl Node {
         netns: Option<&Path>,
         prev: Option<&Value>,
     ) -> Outcome {
-        let output = self.start(command, id, ifname, netns, prev).wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let json = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Outcome { ok: output.status.success(), json }
+        Outcome::of(self.start(command, id, ifname, netns, prev))
     }
 
     /// The plugin with its config already given to it.
@@ -88,9 +86,34 @@ impl Node {
         if let Some(prev) = prev {
             conf["prevResult"] = prev.clone();
         }
-        let mut child = self
-            .host
-            .command(&self.plugin)
+        self.start_program(self.host.command(&self.plugin), &conf, command, id, ifname, netns)
+    }
+
+    /// Another plugin of the conflist, under the name by which a runtime finds it.
+    pub fn chained(&self, plugin: &str, mut conf: Value) -> Chained<'_> {
+        let link = self.host.dir().join("bin").join(plugin);
+        if !link.exists() {
+            fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_weft-cni"), &link).unwrap();
+        }
+        for key in ["cniVersion", "name"] {
+            if conf.get(key).is_none() {
+                conf[key] = self.conf[key].clone();
+            }
+        }
+        Chained { node: self, program: link.into(), arguments: Vec::new(), conf }
+    }
+
+    fn start_program(
+        &self,
+        mut program: Command,
+        conf: &Value,
+        command: &str,
+        id: &str,
+        ifname: &str,
+        netns: Option<&Path>,
+    ) -> Child {
+        let mut child = program
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", id)
             .env("CNI_IFNAME", ifname)
@@ -135,6 +158,60 @@ impl Node {
     }
 }
 
+/// A plugin after the first one.
+pub struct Chained<'a> {
+    node: &'a Node,
+    /// What is run, the plugin at first, and with what arguments.
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    pub conf: Value,
+}
+
+impl Chained<'_> {
+    pub fn add(&self, id: &str, pod: &Netns, prev: &Value) -> Outcome {
+        self.call("ADD", id, "eth0", Some(pod), Some(prev))
+    }
+
+    pub fn check(&self, id: &str, pod: &Netns, prev: &Value) -> Outcome {
+        self.call("CHECK", id, "eth0", Some(pod), Some(prev))
+    }
+
+    pub fn del(&self, id: &str, pod: &Netns, prev: &Value) -> Outcome {
+        self.call("DEL", id, "eth0", Some(pod), Some(prev))
+    }
+
+    /// `valid` are container IDs, each with an `eth0`.
+    pub fn gc(&self, valid: &[&str]) -> Outcome {
+        let valid: Vec<_> = valid.iter().map(|id| json!({ "containerID": id, "ifname": "eth0" })).collect();
+        let mut conf = self.conf.clone();
+        conf["cniVersion"] = "1.1.0".into();
+        conf["cni.dev/valid-attachments"] = valid.into();
+        self.run("GC", "", "", None, &conf)
+    }
+
+    pub fn call(
+        &self,
+        command: &str,
+        id: &str,
+        ifname: &str,
+        pod: Option<&Netns>,
+        prev: Option<&Value>,
+    ) -> Outcome {
+        let mut conf = self.conf.clone();
+        if let Some(prev) = prev {
+            conf["prevResult"] = prev.clone();
+        }
+        self.run(command, id, ifname, pod, &conf)
+    }
+
+    fn run(&self, command: &str, id: &str, ifname: &str, pod: Option<&Netns>, conf: &Value) -> Outcome {
+        let mut program = self.node.host.command(&self.program);
+        program.args(&self.arguments);
+        let netns = pod.map(|pod| pod.path());
+        Outcome::of(self.node.start_program(program, conf, command, id, ifname, netns.as_deref()))
+    }
+}
+
 #[derive(Debug)]
 pub struct Outcome {
     pub ok: bool,
@@ -143,6 +220,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    fn of(child: Child) -> Outcome {
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let json = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Outcome { ok: output.status.success(), json }
+    }
+
     pub fn result(self) -> Value {
         assert!(self.ok, "{self:?}");
         self.json
