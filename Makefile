@@ -53,17 +53,19 @@ test:
 	$(CARGO) build --locked --workspace
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) test --locked --workspace --no-fail-fast
 
-# FLANNELD is flannel's daemon; CNI_BIN a folder with its plugin `flannel` and the
-# reference plugins `bridge` and `host-local`. RECORD=1 writes tests/golden/flanneld
-# anew instead of holding flanneld to it.
+# FLANNELD is flannel's daemon; CNI_BIN a folder with its plugin `flannel` and all
+# of the reference plugins. RECORD=1 writes tests/golden/flanneld and the plugins'
+# recordings anew instead of holding flanneld and the plugins to them.
 interop:
-	@for file in "$(FLANNELD)" "$(CNI_BIN)/flannel" "$(CNI_BIN)/bridge" "$(CNI_BIN)/host-local"; do \
+	@for file in "$(FLANNELD)" $(addprefix "$(CNI_BIN)"/,flannel bridge host-local portmap bandwidth firewall tuning loopback); do \
 		[ -x "$$file" ] || { echo "make interop FLANNELD=/path CNI_BIN=/dir: '$$file' is not a program" >&2; exit 1; }; \
 	done
 	@deploy/install-deps.sh test
 	$(CARGO) build --locked --workspace
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "FLANNELD=$(abspath $(FLANNELD))" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
 		$(CARGO) test --locked -p weft --features interop --test interop -- --nocapture $(ARGS)
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
+		$(CARGO) test --locked -p weft-cni --features interop --test reference interop -- --nocapture $(ARGS)
 
 bench: build
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) bench --locked --workspace

@@ -3,7 +3,6 @@
 
 mod bandwidth;
 mod crash;
-mod golden;
 mod ipam;
 mod loopback;
 mod node;

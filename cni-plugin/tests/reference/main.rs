@@ -1,0 +1,81 @@
+//! The same conflists to the reference plugins, recorded, and to ours by the
+//! same names. `make interop` holds the reference to its recordings; where ours
+//! differs, `cases.json` says so and why.
+
+#![cfg(test)]
+
+mod cases;
+mod conflist;
+#[cfg(feature = "interop")]
+mod interop;
+mod snapshot;
+mod stage;
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn bridge() {
+    compare("bridge-");
+}
+
+#[test]
+fn host_local() {
+    compare("host-local-");
+}
+
+#[test]
+fn flannel() {
+    compare("flannel-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn portmap() {
+    compare("portmap-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn bandwidth() {
+    compare("bandwidth-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn firewall() {
+    compare("firewall-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn tuning() {
+    compare("tuning-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn loopback() {
+    compare("loopback-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn chains() {
+    compare("chain-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn versions() {
+    compare("version-");
+}
+
+#[test]
+#[ignore = "its plugin is being built"]
+fn refusals() {
+    compare("refusal-");
+}
+
+fn compare(prefix: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    cases::compare(prefix, &stage::links(folder.path()));
+}
