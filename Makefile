@@ -12,13 +12,14 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 WEFT    := target/release/weft
 PLUGIN  := target/release/weft-cni
 
-.PHONY: help demo test interop bench lint build plugin install deps
+.PHONY: help demo test interop bench soak lint build plugin install deps
 
 help:
 	@echo 'make demo     install what is missing, build, and show the fabric at work'
 	@echo 'make test     the same for the whole test suite: format, lints, licences, every test'
 	@echo 'make interop  FLANNELD=/path CNI_BIN=/dir: tests beside a real flanneld and its plugins'
 	@echo 'make bench    print the figures: plans, kernel batches, containers'
+	@echo 'make soak     MINUTES=30 SEED=1: four nodes under churn, faults and traffic, and what was lost'
 	@echo 'make lint     format, clippy and cargo-deny alone'
 	@echo 'make build    target/release/weft and a static target/release/weft-cni'
 	@echo 'make install  PREFIX=$(PREFIX) CNI_BIN=$(CNI_BIN) DESTDIR=$(DESTDIR)'
@@ -69,6 +70,10 @@ interop:
 
 bench: build
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) bench --locked --workspace
+
+soak: build
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "MINUTES=$(or $(MINUTES),30)" "SEED=$(or $(SEED),1)" \
+		$(CARGO) bench --locked -p weft --bench soak
 
 install: build
 	install -D -m 755 $(WEFT) $(DESTDIR)$(PREFIX)/bin/weft

@@ -60,6 +60,10 @@ impl Fabric {
         self.etcd.take().expect("etcd").kill9().expect("the lab");
     }
 
+    pub fn etcd(&mut self) -> &mut Daemon {
+        self.etcd.as_mut().expect("etcd was started")
+    }
+
     pub fn etcd_url(&self) -> String {
         format!("http://{}:2379", self.lab.switch_ip4())
     }
