@@ -19,6 +19,7 @@ mod state;
 mod tally;
 mod target;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,18 +29,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::backends::Backend;
-use crate::desired::{Desired, Op, Ownership, diff, diff_on_links};
+use crate::backends::{Backend, Wanted};
+use crate::desired::{Op, Ownership, Touched, diff_at, diff_of_links, diff_on_links};
 use crate::kernel::netlink::NetlinkError;
 use crate::kernel::{Effect, Events, Kernel, KernelEvent, Scope, View};
 
 pub use durations::Durations;
 use failures::Failures;
 pub use fights::{Fight, Fights, Healing, Repair};
-use ops::is_link_change;
 pub use state::{Handle, Snapshot, State};
 use tally::Tally;
-pub use target::{Inputs, Target};
+pub use target::Target;
+
+pub use crate::backends::Inputs;
 
 /// Ops applied at once: between two lots it listens, and sees that it is to stop.
 const LOT: usize = 1000;
@@ -47,6 +49,8 @@ const LOT: usize = 1000;
 const MAX_REST: Duration = Duration::from_millis(100);
 /// The least rest while another program undoes what a pass did.
 const FIGHT_REST: Duration = Duration::from_millis(20);
+/// So many of one kind are told in the log at a time.
+const MAX_TOLD: usize = 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -72,19 +76,19 @@ impl Default for Settings {
 pub struct Reconciler<K, E> {
     kernel: K,
     events: E,
-    backend: Arc<dyn Backend>,
     own: Ownership,
     target: Target,
     settings: Settings,
     state: watch::Sender<State>,
     requests: mpsc::Receiver<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
 
-    inputs: Arc<Inputs>,
+    wanted: Wanted,
     revision: u64,
-    want: Desired,
     view: View,
     /// When `view` was read; `None` when it is to be read again.
     viewed: Option<Instant>,
+    /// Where the kernel may differ from what is wanted; `None`: anywhere.
+    differs: Option<Touched>,
     failures: Failures,
     fights: Fights,
     /// When to look again at what was left to another program for now.
@@ -110,24 +114,23 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         let mut reconciler = Reconciler {
             kernel,
             events,
-            backend,
             own,
             target,
             settings,
             state,
             requests,
-            inputs,
+            wanted: Wanted::new(backend, inputs),
             revision,
-            want: Desired::default(),
             view: View::default(),
             viewed: None,
+            differs: None,
             failures: Failures::new(settings.retry_min, settings.retry_max),
             fights: Fights::default(),
             withheld: None,
             settled: None,
             behind: Some(Instant::now()),
         };
-        reconciler.compute_want();
+        reconciler.tell_rejected();
         (reconciler, Handle::new(state_rx, requests_tx))
     }
 
@@ -203,25 +206,39 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
     async fn converge(&mut self, stop: &CancellationToken) -> Result<Tally, NetlinkError> {
         let mut tally = Tally { shaken: self.view.take_shaken(), ..Tally::default() };
         self.look()?;
-        let ops = diff(&self.view.have, &self.want, &self.own).ops;
-        // Links first. Then look again: what stands on them depends on how they
-        // came out, and the kernel numbers them.
-        if let Some(last) = ops.iter().rposition(is_link_change) {
-            let ops: Vec<_> = ops.into_iter().take(last + 1).filter(|op| tally.admit(op, self)).collect();
-            if !ops.is_empty() {
-                tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
-                self.apply(&ops, &mut tally, stop).await;
-                self.viewed = None;
-                self.look()?;
-                self.failures.hurry(Instant::now());
+        let plan = match self.differs.take() {
+            Some(touched) => diff_at(&self.view.have, self.wanted.desired(), &self.own, &touched),
+            None => {
+                self.converge_links(&mut tally, stop).await?;
+                // A link that could not be changed now is no reason to let the rest wait.
+                diff_on_links(&self.view.have, self.wanted.desired(), &self.own)
             }
-        }
-        // A link that could not be changed now is no reason to let the rest wait.
-        let ops = diff_on_links(&self.view.have, &self.want, &self.own).ops;
-        let ops: Vec<_> = ops.into_iter().filter(|op| tally.admit(op, self)).collect();
+        };
+        let mut ops = plan.ops;
+        ops.retain(|op| tally.admit(op, self));
         self.apply(&ops, &mut tally, stop).await;
         self.failures.retain(&tally.pending);
         Ok(tally)
+    }
+
+    /// Links first. Then look again: what stands on them depends on how they came
+    /// out, and the kernel numbers them.
+    async fn converge_links(
+        &mut self,
+        tally: &mut Tally,
+        stop: &CancellationToken,
+    ) -> Result<(), NetlinkError> {
+        let mut ops = diff_of_links(&self.view.have, self.wanted.desired(), &self.own).ops;
+        ops.retain(|op| tally.admit(op, self));
+        if ops.is_empty() {
+            return Ok(());
+        }
+        tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
+        self.apply(&ops, tally, stop).await;
+        self.viewed = None;
+        self.look()?;
+        self.failures.hurry(Instant::now());
+        Ok(())
     }
 
     async fn apply(&mut self, ops: &[Op], tally: &mut Tally, stop: &CancellationToken) {
@@ -252,7 +269,9 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 }
             }
             self.view.have.record_all(done.iter().copied());
-            tally.done.extend(done.into_iter().map(ops::name));
+            for op in done {
+                *tally.done.entry(ops::name(op)).or_default() += 1;
+            }
             tally.disturbed |= self.listen() > Effect::Nothing;
             tokio::task::yield_now().await;
         }
@@ -283,10 +302,11 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if self.viewed.is_some() {
             return Ok(());
         }
-        let scope = Scope::new(&self.want, &self.own, self.inputs.node.uplink);
+        let scope = self.scope();
         let have = blocking(|| self.kernel.observe(&scope))?;
         self.view.renew(scope, have);
         self.viewed = Some(Instant::now());
+        self.differs = None;
         self.state.send_modify(|state| state.looks += 1);
         Ok(())
     }
@@ -303,6 +323,9 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             }
             worst = worst.max(effect);
         }
+        if worst > Effect::Nothing {
+            self.differs = None;
+        }
         if worst == Effect::Stale {
             self.viewed = None;
         }
@@ -315,33 +338,50 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             return;
         }
         self.behind = self.behind.or(Some(self.target.changed_at()));
-        // The scope goes by the uplink and the tunnels.
-        let scope = (self.inputs.node.uplink, self.want.links.clone(), self.want.sysctls.clone());
-        (self.revision, self.inputs) = (revision, inputs);
-        self.compute_want();
-        if scope != (self.inputs.node.uplink, self.want.links.clone(), self.want.sysctls.clone()) {
+        self.revision = revision;
+        let scope = self.scope();
+        let touched = self.wanted.update(inputs);
+        self.tell_rejected();
+        if self.scope() != scope {
             self.viewed = None;
+        }
+        match (&mut self.differs, touched) {
+            (Some(differs), Some(touched)) => differs.extend(touched),
+            (differs, _) => *differs = None,
         }
     }
 
-    fn compute_want(&mut self) {
-        let Inputs { node, identity, own, peers } = &*self.inputs;
-        let (want, rejected) = self.backend.desired(node, identity, own, peers);
-        self.want = want;
-        self.state.send_modify(|state| {
-            for rejected in rejected.iter().filter(|rejected| !state.rejected.contains(rejected)) {
+    /// It goes by the uplink and the tunnels.
+    fn scope(&self) -> Scope {
+        Scope::new(self.wanted.desired(), &self.own, self.wanted.inputs().node.uplink)
+    }
+
+    /// Publish which peers are left out, and log those that were not before.
+    fn tell_rejected(&mut self) {
+        let rejected = self.wanted.rejected();
+        self.state.send_if_modified(|state| {
+            if state.rejected == rejected {
+                return false;
+            }
+            let known: HashSet<_> = state.rejected.iter().collect();
+            let new: Vec<_> = rejected.iter().filter(|rejected| !known.contains(rejected)).collect();
+            for rejected in new.iter().take(MAX_TOLD) {
                 warn!("peer left out: {rejected}");
             }
-            state.rejected = rejected;
+            if new.len() > MAX_TOLD {
+                warn!("{} more peers are left out: see weft status", new.len() - MAX_TOLD);
+            }
+            state.rejected = rejected.to_vec();
+            true
         });
     }
 
     fn answer(&mut self, reply: oneshot::Sender<Result<Snapshot, NetlinkError>>) {
         self.viewed = None;
         let snapshot = self.look().map(|()| Snapshot {
-            inputs: Arc::clone(&self.inputs),
+            inputs: Arc::clone(self.wanted.inputs()),
             observed: self.view.have.clone(),
-            desired: self.want.clone(),
+            desired: self.wanted.desired().clone(),
         });
         // Who asked may be gone.
         let _ = reply.send(snapshot);
@@ -352,6 +392,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if settled {
             self.settled = Some(self.revision);
         }
+        let synced = settled && tally.withheld.is_none();
+        self.differs = synced.then(Touched::default);
         let converged = self.behind.take_if(|_| settled).map(|since| since.elapsed());
         let repairs: u64 = tally.repairs.values().sum();
         if repairs > 0 {
@@ -362,17 +404,19 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         }
         let fights = self.fights.list();
         // Links of ours are missing for a reason that has its own message.
-        let foreign = tally.waiting.iter().filter(|link| !self.want.links.contains_key(link));
+        let foreign = tally.waiting.iter().filter(|link| !self.wanted.desired().links.contains_key(link));
         let waiting = foreign.map(|link| format!("link {link}: missing or down: waiting for it"));
         let failed: Vec<_> = waiting.chain(self.failures.texts()).collect();
         self.state.send_modify(|state| {
-            for text in failed.iter().filter(|_| failed.len() <= 10 || state.failed.is_empty()).take(10) {
+            for text in
+                failed.iter().filter(|_| failed.len() <= MAX_TOLD || state.failed.is_empty()).take(MAX_TOLD)
+            {
                 if !state.failed.contains(text) {
                     warn!("{text}");
                 }
             }
             state.failed = failed;
-            state.synced = settled && tally.withheld.is_none();
+            state.synced = synced;
             state.revision = self.revision;
             state.passes += 1;
             state.last = Some(std::time::SystemTime::now());
@@ -386,8 +430,8 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             }
             state.healing.fights = fights;
             state.healing.remember(&tally.repairs, &tally.examples);
-            for kind in &tally.done {
-                *state.ops.entry(kind).or_default() += 1;
+            for (kind, count) in &tally.done {
+                *state.ops.entry(kind).or_default() += count;
             }
         });
     }

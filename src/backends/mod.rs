@@ -4,6 +4,7 @@
 mod host_gw;
 mod peers;
 mod vxlan;
+mod wanted;
 
 use std::net::IpAddr;
 
@@ -13,6 +14,8 @@ use thiserror::Error;
 use crate::desired::{Desired, Ownership};
 use crate::model::{ConfigError, IfName, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
 use crate::shared_map::SharedMap;
+
+pub use wanted::{Inputs, Wanted};
 
 /// What a backend needs to know of the node it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +45,7 @@ pub struct Identity {
 pub type Peers = SharedMap<SubnetKey, LeaseAttrs>;
 
 /// Why a peer's lease is left out. It never harms another peer.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[error("lease {key}: {reason}")]
 pub struct Rejected {
     pub key: SubnetKey,
@@ -78,7 +81,9 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// The kernel state that joins `own` to `peers`, and the peers left out: a
     /// dual-stack peer with a fault in one family is left out of that one only.
     /// Leases of other backends are passed over without a word. The result
-    /// depends on what the leases are, never on the order they came in.
+    /// depends on what the leases are, never on the order they came in. A lease
+    /// makes a difference to those alone that overlap it or publish its identity,
+    /// and to those that these make one to.
     ///
     /// With one peer alone it gives that peer's share of the state, for
     /// `Desired::missing_from`.

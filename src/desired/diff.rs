@@ -1,12 +1,12 @@
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::ownership::KERNEL_PROTOCOL;
 use super::{Desired, LinkSpec, NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedRoute, Op};
-use super::{Ownership, Plan, ROUTE_PROTOCOL};
+use super::{Ownership, Plan, ROUTE_PROTOCOL, Touched};
 use crate::model::{Family, IfName, Mac};
 
 /// The plan that leads from `have` to `want` and touches nothing foreign.
@@ -16,21 +16,41 @@ use crate::model::{Family, IfName, Mac};
 pub fn diff(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
     let links = links(have, want);
     // What a changed link takes along is missing to all that follows.
-    plan(&after(have, &links), want, own, links)
+    plan(&after(have, &links), want, own, links, None)
 }
 
-/// The same for the links as they are: what is to stand on them, not how they
-/// are to be.
+/// The beginning of that plan, up to the last link that is made or changed; none
+/// where none is.
+pub fn diff_of_links(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
+    let links = links(have, want);
+    if links.is_empty() {
+        return Plan::default();
+    }
+    let mut ops = routes(&after(have, &links), want, own, None, &BTreeSet::new()).stale;
+    ops.extend(links);
+    Plan { ops }
+}
+
+/// `diff` for the links as they are: what is to stand on them, not how they are
+/// to be.
 pub fn diff_on_links(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
-    plan(have, want, own, Vec::new())
+    plan(have, want, own, Vec::new(), None)
 }
 
-fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>) -> Plan {
+/// `diff` where `have` had all that was wanted until that changed under
+/// `touched`: the same plan, without a look at the rest.
+pub fn diff_at(have: &Observed, want: &Desired, own: &Ownership, touched: &Touched) -> Plan {
+    plan(have, want, own, Vec::new(), Some(touched))
+}
+
+fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>, touched: Option<&Touched>) -> Plan {
     let (kept, stale_links) = own_links(have, want, own);
-    let sysctls = compare(&have.sysctls, &want.sysctls, |old, new| old == new);
-    let neighbours = compare(&have.neighbours, &want.neighbours, |old, new| old == new);
-    let fdb = compare(&have.fdb, &want.fdb, |old, new| old.len() == 1 && old.contains(new));
-    let routes = routes(have, want, own, &stale_links);
+    let sysctls = compare(&have.sysctls, &want.sysctls, None, |old, new| old == new);
+    let at = touched.map(|touched| &touched.neighbours);
+    let neighbours = compare(&have.neighbours, &want.neighbours, at, |old, new| old == new);
+    let at = touched.map(|touched| &touched.fdb);
+    let fdb = compare(&have.fdb, &want.fdb, at, |old, new| old.len() == 1 && old.contains(new));
+    let routes = routes(have, want, own, touched.map(|touched| &touched.routes), &stale_links);
 
     let mut ops = routes.stale;
     ops.extend(links);
@@ -55,15 +75,16 @@ struct Delta<'a, K, A, B> {
     extra: Vec<(&'a K, &'a A)>,
 }
 
-/// One walk over both.
+/// One walk over both, or a look at the keys given.
 fn compare<'a, K: Ord, A, B>(
     have: &'a BTreeMap<K, A>,
     want: &'a BTreeMap<K, B>,
+    at: Option<&'a BTreeSet<K>>,
     mut same: impl FnMut(&A, &B) -> bool,
 ) -> Delta<'a, K, A, B> {
     let mut delta = Delta { missing: Vec::new(), extra: Vec::new() };
-    let mut have = have.iter().peekable();
-    for (key, new) in want {
+    let mut have = entries(have, at).peekable();
+    for (key, new) in entries(want, at) {
         while let Some(entry) = have.next_if(|(other, _)| *other < key) {
             delta.extra.push(entry);
         }
@@ -74,6 +95,16 @@ fn compare<'a, K: Ord, A, B>(
     }
     delta.extra.extend(have);
     delta
+}
+
+/// All of a map, or what it has under the keys given; ascending either way.
+fn entries<'a, K: Ord, V>(
+    map: &'a BTreeMap<K, V>,
+    at: Option<&'a BTreeSet<K>>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let all = at.is_none().then(|| map.iter());
+    let some = at.map(|keys| keys.iter().filter_map(|key| map.get_key_value(key)));
+    all.into_iter().flatten().chain(some.into_iter().flatten())
 }
 
 fn links(have: &Observed, want: &Desired) -> Vec<Op> {
@@ -156,15 +187,22 @@ struct RouteOps {
     stale_nexthops: Vec<Op>,
 }
 
-fn routes(have: &Observed, want: &Desired, own: &Ownership, stale_links: &BTreeSet<IfName>) -> RouteOps {
+fn routes(
+    have: &Observed,
+    want: &Desired,
+    own: &Ownership,
+    at: Option<&BTreeSet<IpNetwork>>,
+    stale_links: &BTreeSet<IfName>,
+) -> RouteOps {
     let mut ops = RouteOps::default();
     let mut ids_in_use = Vec::new();
-    let routes = compare(&have.routes, &want.routes, |old, new| {
+    let routes = compare(&have.routes, &want.routes, at, |old, new| {
         let stands = stands(have, old, *new);
         ids_in_use.extend(stands.then_some(old.nexthop_id));
         stands
     });
-    let mut objects = Nexthops::new(have);
+    let mut objects = Nexthops::new(have, routes.missing.iter().map(|(_, nexthop)| **nexthop));
+    ops.new.reserve_exact(routes.missing.len());
     for (&dst, &nexthop) in routes.missing {
         // Whoever made a route to a subnet that is leased to a peer: the lease
         // says where it leads. That is also how a route of Go flannel's, equal
@@ -181,8 +219,25 @@ fn routes(have: &Observed, want: &Desired, own: &Ownership, stale_links: &BTreeS
             ids_in_use.push(route.nexthop_id);
         }
     }
-    ops.stale_nexthops = stale_nexthops(have, ids_in_use, stale_links);
+    let left = left_behind(have, at, &mut ids_in_use);
+    ops.stale_nexthops = stale_nexthops(have, left, ids_in_use, stale_links);
     ops
+}
+
+/// The nexthops that may be of no use any more: any, or those of the routes
+/// `at` these destinations alone. Then those in use elsewhere are added to
+/// `in_use`.
+fn left_behind(have: &Observed, at: Option<&BTreeSet<IpNetwork>>, in_use: &mut Vec<u32>) -> Option<Vec<u32>> {
+    let at = at?;
+    let mut left: Vec<u32> = entries(&have.routes, Some(at)).map(|(_, route)| route.nexthop_id).collect();
+    left.sort_unstable();
+    left.dedup();
+    if !left.is_empty() {
+        let elsewhere = have.routes.iter().filter(|(dst, _)| !at.contains(dst));
+        let ids = elsewhere.map(|(_, route)| route.nexthop_id);
+        in_use.extend(ids.filter(|id| left.binary_search(id).is_ok()));
+    }
+    Some(left)
 }
 
 /// Whether `route` is ours and leads to `nexthop`. A plain route is left as it
@@ -208,10 +263,17 @@ fn is_ours(have: &Observed, dst: IpNetwork, route: &ObservedRoute, own: &Ownersh
     }
 }
 
-fn stale_nexthops(have: &Observed, mut in_use: Vec<u32>, stale_links: &BTreeSet<IfName>) -> Vec<Op> {
+/// Ours among `left`, or among all, that are not in use.
+fn stale_nexthops(
+    have: &Observed,
+    left: Option<Vec<u32>>,
+    mut in_use: Vec<u32>,
+    stale_links: &BTreeSet<IfName>,
+) -> Vec<Op> {
     in_use.sort_unstable();
+    let left: Option<BTreeSet<u32>> = left.map(|ids| ids.into_iter().collect());
     let goes_with_link = |nexthop: Option<Nexthop>| nexthop.is_some_and(|hop| stale_links.contains(&hop.dev));
-    let ours = have.nexthops.iter().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
+    let ours = entries(&have.nexthops, left.as_ref()).filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
     let unused = ours.filter(|(id, _)| in_use.binary_search(id).is_err());
     let stale = unused.filter(|(_, object)| !goes_with_link(object.nexthop));
     stale.map(|(&id, _)| Op::DelNexthop { id }).collect()
@@ -221,36 +283,41 @@ fn stale_nexthops(have: &Observed, mut in_use: Vec<u32>, stale_links: &BTreeSet<
 /// value, as routes that use it would follow at once: a new one is made, the
 /// routes are moved, the old one goes.
 struct Nexthops<'a> {
-    have: &'a Observed,
-    /// Ours by value; filled when first asked for.
-    by_value: Option<HashMap<Nexthop, u32>>,
+    /// Ours by value, as far as they are asked for.
+    by_value: HashMap<Nexthop, u32>,
     /// Ids that nobody uses, lowest first; none where the kernel has no nexthop
     /// objects.
     free: Box<dyn Iterator<Item = u32> + 'a>,
 }
 
 impl<'a> Nexthops<'a> {
-    fn new(have: &'a Observed) -> Nexthops<'a> {
-        let free = NEXTHOP_IDS.filter(|id| have.nexthop_objects && !have.nexthops.contains_key(id));
-        Nexthops { have, by_value: None, free: Box::new(free) }
+    fn new(have: &'a Observed, wanted: impl Iterator<Item = Nexthop>) -> Nexthops<'a> {
+        let mut used = have.nexthops.range(NEXTHOP_IDS).map(|(id, _)| *id).peekable();
+        let ids = NEXTHOP_IDS.take_while(|_| have.nexthop_objects);
+        let free = ids.filter(move |id| used.next_if_eq(id).is_none());
+        Nexthops { by_value: own_nexthops(have, wanted), free: Box::new(free) }
     }
 
     /// The id of the object for `nexthop`, made in `ops` if need be; `None`
     /// where the route has to do without.
     fn take(&mut self, nexthop: Nexthop, ops: &mut Vec<Op>) -> Option<u32> {
-        let by_value = self.by_value.get_or_insert_with(|| own_nexthops(self.have));
-        if let Some(&id) = by_value.get(&nexthop) {
+        if let Some(&id) = self.by_value.get(&nexthop) {
             return Some(id);
         }
         let id = self.free.next()?;
         ops.push(Op::SetNexthop { id, nexthop });
-        by_value.insert(nexthop, id);
+        self.by_value.insert(nexthop, id);
         Some(id)
     }
 }
 
 /// Of equal ones, the lowest id.
-fn own_nexthops(have: &Observed) -> HashMap<Nexthop, u32> {
+fn own_nexthops(have: &Observed, wanted: impl Iterator<Item = Nexthop>) -> HashMap<Nexthop, u32> {
+    let wanted: HashSet<Nexthop> = if have.nexthops.is_empty() { HashSet::new() } else { wanted.collect() };
+    if wanted.is_empty() {
+        return HashMap::new();
+    }
     let ours = have.nexthops.iter().rev().filter(|(_, object)| object.protocol == ROUTE_PROTOCOL);
-    ours.filter_map(|(&id, object)| Some((object.nexthop?, id))).collect()
+    let by_value = ours.filter_map(|(&id, object)| Some((object.nexthop?, id)));
+    by_value.filter(|(nexthop, _)| wanted.contains(nexthop)).collect()
 }

@@ -9,6 +9,7 @@ mod missing;
 mod observed;
 mod op;
 mod ownership;
+mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,10 +19,11 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Family, IfName, Mac};
 
-pub use diff::{diff, diff_on_links};
+pub use diff::{diff, diff_at, diff_of_links, diff_on_links};
 pub use observed::{Observed, ObservedLink, ObservedNexthop, ObservedRoute};
 pub use op::{Op, Plan};
 pub use ownership::{NEXTHOP_IDS, Ownership, ROUTE_PROTOCOL};
+pub use touched::Touched;
 
 /// The state of the kernel that the fabric wants on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

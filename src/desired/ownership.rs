@@ -14,7 +14,8 @@ pub(super) const KERNEL_PROTOCOL: u8 = 2;
 
 /// The nexthop ids we take. Ids are one number space for the whole namespace:
 /// FRR counts up from 1, so we start far away and step aside from ids in use.
-pub const NEXTHOP_IDS: RangeInclusive<u32> = 0x5745_0000..=0x5745_ffff;
+/// Room for two families of 65,000 peers, twice.
+pub const NEXTHOP_IDS: RangeInclusive<u32> = 0x5745_0000..=0x5748_ffff;
 
 /// What the plan may remove or change: what stands on a link of ours or
 /// carries our protocol number. All else is foreign.

@@ -3,10 +3,6 @@
 use crate::desired::{Desired, LinkKind, Op};
 use crate::model::IfName;
 
-pub(super) fn is_link_change(op: &Op) -> bool {
-    matches!(op, Op::AddLink { .. } | Op::SetLink { .. })
-}
-
 /// The link without which there is no use in trying.
 pub(super) fn needs(op: &Op, want: &Desired) -> Option<IfName> {
     match op {

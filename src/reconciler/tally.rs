@@ -10,7 +10,8 @@ use crate::model::IfName;
 /// What became of one pass.
 #[derive(Default)]
 pub(super) struct Tally {
-    pub(super) done: Vec<&'static str>,
+    /// Ops done, by name.
+    pub(super) done: BTreeMap<&'static str, u64>,
     /// Those of them that put right what others had changed, by kind of object.
     pub(super) repairs: BTreeMap<&'static str, u64>,
     /// The first of each kind.
@@ -33,7 +34,7 @@ impl Tally {
     /// Whether it is time for `op`: its link is up, and it has not just failed.
     pub(super) fn admit<K, E>(&mut self, op: &Op, reconciler: &Reconciler<K, E>) -> bool {
         let is_up = |dev: IfName| reconciler.view.have.links.get(&dev).is_some_and(|link| link.up);
-        if let Some(dev) = needs(op, &reconciler.want).filter(|dev| !is_up(*dev)) {
+        if let Some(dev) = needs(op, reconciler.wanted.desired()).filter(|dev| !is_up(*dev)) {
             self.waiting.insert(dev);
             return false;
         }

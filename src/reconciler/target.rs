@@ -3,18 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::backends::{Identity, Node, Peers};
-use crate::model::SubnetKey;
-
-/// What the backend computes the desired state from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inputs {
-    pub node: Node,
-    pub identity: Identity,
-    pub own: SubnetKey,
-    /// A whole listing, never a part: who is not in it is removed.
-    pub peers: Peers,
-}
+use crate::backends::Inputs;
 
 /// The newest inputs. Nothing queues up: what was published and not yet looked
 /// at is overwritten.

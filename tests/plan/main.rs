@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot build its world has failed")]
 
 mod backends;
+mod changes;
 mod worlds;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,0 +1,113 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Backend, Identity, Node, Peers, Rejected};
+use crate::desired::{Desired, Touched};
+use crate::model::{Family, LeaseAttrs, Mac, SubnetKey};
+
+/// So many peers at a time are looked at by themselves; beyond that one pass over
+/// all is quicker.
+const FEW: usize = 64;
+
+/// What a backend computes the desired state from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    pub node: Node,
+    pub identity: Identity,
+    pub own: SubnetKey,
+    /// A whole listing, never a part: who is not in it is removed.
+    pub peers: Peers,
+}
+
+/// The desired state for inputs that change: always what `Backend::desired`
+/// gives for them, but a change of a few peers costs those few.
+#[derive(Debug)]
+pub struct Wanted {
+    backend: Arc<dyn Backend>,
+    inputs: Arc<Inputs>,
+    desired: Desired,
+    /// By key.
+    rejected: Vec<Rejected>,
+}
+
+impl Wanted {
+    pub fn new(backend: Arc<dyn Backend>, inputs: Arc<Inputs>) -> Wanted {
+        let mut wanted = Wanted { backend, inputs, desired: Desired::default(), rejected: Vec::new() };
+        wanted.compute();
+        wanted
+    }
+
+    pub fn inputs(&self) -> &Arc<Inputs> {
+        &self.inputs
+    }
+
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// The peers left out, by key.
+    pub fn rejected(&self) -> &[Rejected] {
+        &self.rejected
+    }
+
+    /// Go by newer inputs. Where a few peers changed: which entries of the
+    /// desired state that touched, all others being as they were.
+    pub fn update(&mut self, inputs: Arc<Inputs>) -> Option<Touched> {
+        let old = std::mem::replace(&mut self.inputs, inputs);
+        let new = Arc::clone(&self.inputs);
+        let same_node = (&old.node, &old.identity, old.own) == (&new.node, &new.identity, new.own);
+        let few = same_node.then(|| concerned(&*self.backend, &old.peers, &new.peers)).flatten();
+        let Some(few) = few else {
+            self.compute();
+            return None;
+        };
+        let part =
+            |peers: &Peers| few.iter().filter_map(|key| Some((*key, peers.get(key)?.clone()))).collect();
+        let (before, _) = self.of(&part(&old.peers));
+        let (after, rejected) = self.of(&part(&new.peers));
+        self.rejected.retain(|rejected| !few.contains(&rejected.key));
+        self.rejected.extend(rejected);
+        self.rejected.sort_by_key(|rejected| rejected.key);
+        Some(self.desired.replace(&before, after))
+    }
+
+    fn compute(&mut self) {
+        (self.desired, self.rejected) = self.of(&self.inputs.peers);
+        self.rejected.sort_by_key(|rejected| rejected.key);
+    }
+
+    fn of(&self, peers: &Peers) -> (Desired, Vec<Rejected>) {
+        let Inputs { node, identity, own, .. } = &*self.inputs;
+        self.backend.desired(node, identity, own, peers)
+    }
+}
+
+/// The peers that changed, and whoever is related to one of them, in turn: peers
+/// whose subnets overlap or who publish one identity compete for a place or
+/// share one; to all others they make no difference (`Backend::desired`). `None`
+/// where they are many.
+fn concerned(backend: &dyn Backend, old: &Peers, new: &Peers) -> Option<BTreeSet<SubnetKey>> {
+    let mut fresh: Vec<SubnetKey> = old.changes(new).take(FEW + 1).copied().collect();
+    let mut concerned = BTreeSet::new();
+    while !fresh.is_empty() {
+        concerned.extend(fresh.iter().copied());
+        if concerned.len() > FEW {
+            return None;
+        }
+        let versions = fresh.iter().flat_map(|key| [old.get(key), new.get(key)]).flatten();
+        let published: Vec<_> = versions.flat_map(|attrs| identities(backend, attrs)).collect();
+        let related = |key: &SubnetKey, attrs| {
+            fresh.iter().any(|other| other.overlaps(key))
+                || identities(backend, attrs).any(|identity| published.contains(&identity))
+        };
+        // All who changed are among the concerned: the others are the same in both.
+        let others = new.iter().filter(|(key, attrs)| related(key, attrs) && !concerned.contains(key));
+        fresh = others.map(|(key, _)| *key).take(FEW + 1).collect();
+    }
+    Some(concerned)
+}
+
+fn identities(backend: &dyn Backend, attrs: &LeaseAttrs) -> impl Iterator<Item = (Family, Mac)> {
+    let macs = backend.published_identity(attrs).mac;
+    Family::BOTH.into_iter().filter_map(move |family| Some((family, *macs.get(family)?)))
+}
