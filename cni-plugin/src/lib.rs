@@ -7,6 +7,7 @@ mod bridge;
 mod chain;
 mod flannel;
 mod ipam;
+mod iptables;
 mod kernel;
 mod kind;
 mod loopback;

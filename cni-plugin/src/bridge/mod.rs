@@ -80,8 +80,8 @@ impl Plugin for Bridge {
         check::check(&self.conf, &site.request, prev)
     }
 
-    fn gc(&self, _: &str, _: &Valid) -> Result<()> {
-        Ok(())
+    fn gc(&self, network: &str, valid: &Valid) -> Result<()> {
+        masq::collect(network, valid)
     }
 }
 

@@ -233,8 +233,7 @@ fn value(kind: u16, value: Vec<u8>) -> Attribute {
 
 /// One entry of userdata: type, length, text with a final NUL.
 pub(super) fn user_text(kind: u8, text: &str) -> Vec<u8> {
-    let end = text.floor_char_boundary(COMMENT_MAX - 1);
-    let text = &text.as_bytes()[..end.min(text.len())];
+    let text = &text.as_bytes()[..text.floor_char_boundary(COMMENT_MAX - 1)];
     [&[kind, text.len() as u8 + 1], text, b"\0"].concat()
 }
 
