@@ -286,9 +286,9 @@ fn restart(fabric: &mut Fabric, node: usize, hard: bool) {
 }
 
 fn pause_store(fabric: &mut Fabric, _: usize) {
-    fabric.etcd().pause().unwrap();
+    fabric.etcd.as_mut().unwrap().pause().unwrap();
     thread::sleep(Duration::from_secs(3));
-    fabric.etcd().resume().unwrap();
+    fabric.etcd.as_mut().unwrap().resume().unwrap();
 }
 
 fn restart_store(fabric: &mut Fabric, _: usize) {

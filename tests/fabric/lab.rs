@@ -15,7 +15,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 pub struct Fabric {
     // Daemons go before the lab they stand in.
     pub daemons: Vec<Daemon>,
-    etcd: Option<Daemon>,
+    pub etcd: Option<Daemon>,
     pub hosts: Vec<Host>,
     pods: std::cell::Cell<usize>,
     pub lab: Lab,
@@ -58,10 +58,6 @@ impl Fabric {
     /// Kills etcd; its data stays for `start_etcd`.
     pub fn etcd_away(&mut self) {
         self.etcd.take().expect("etcd").kill9().expect("the lab");
-    }
-
-    pub fn etcd(&mut self) -> &mut Daemon {
-        self.etcd.as_mut().expect("etcd was started")
     }
 
     pub fn etcd_url(&self) -> String {
