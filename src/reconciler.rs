@@ -78,6 +78,8 @@ pub struct Reconciler<K, E> {
     events: E,
     own: Ownership,
     target: Target,
+    /// Of the target.
+    changes: watch::Receiver<u64>,
     settings: Settings,
     state: watch::Sender<State>,
     requests: mpsc::Receiver<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
@@ -115,6 +117,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             kernel,
             events,
             own,
+            changes: target.subscribe(),
             target,
             settings,
             state,
@@ -171,7 +174,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                     }
                     return Ok(true);
                 }
-                () = self.target.changed() => return Ok(true),
+                _ = self.changes.changed() => return Ok(true),
                 Some(reply) = self.requests.recv() => {
                     self.answer(reply);
                     return Ok(true);

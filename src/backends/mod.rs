@@ -52,6 +52,13 @@ pub struct Rejected {
     pub reason: String,
 }
 
+/// VXLAN on the wire (RFC 7348): UDP to `port`, with `vni` in the header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encapsulation {
+    pub port: u16,
+    pub vni: u32,
+}
+
 /// A way to carry packets between nodes.
 ///
 /// Made from the network config by `from_config`, it answers for the families
@@ -70,6 +77,12 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
     /// The MTU that containers may use (`FLANNEL_MTU`).
     fn mtu(&self, node: &Node) -> u32;
+
+    /// How packets are wrapped that come from peers; `None` where they come as they
+    /// are.
+    fn encapsulation(&self) -> Option<Encapsulation> {
+        None
+    }
 
     /// Tunnel devices of ours, by family: where a device's MAC is this node's
     /// identity, the daemon looks there for it.

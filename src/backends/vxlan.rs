@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use serde_json::value::RawValue;
 
 use super::peers::{Peer, Side, check_addresses, sides, strangers};
-use super::{Backend, Identity, Node, Peers, Rejected, networks};
+use super::{Backend, Encapsulation, Identity, Node, Peers, Rejected, networks};
 use crate::desired::{Desired, LinkKind, LinkSpec, Nexthop, Ownership, VxlanSpec};
 use crate::model::gojson::Fields;
 use crate::model::{
@@ -179,6 +179,10 @@ impl Backend for Vxlan {
     fn mtu(&self, node: &Node) -> u32 {
         let mtus = self.networks.iter().map(|(family, _)| self.device_mtu(node, family));
         mtus.min().unwrap_or(node.uplink_mtu)
+    }
+
+    fn encapsulation(&self) -> Option<Encapsulation> {
+        Some(Encapsulation { port: self.options.port, vni: self.options.vni })
     }
 
     fn devices(&self) -> PerFamily<IfName> {

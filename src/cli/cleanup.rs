@@ -20,7 +20,7 @@ use crate::daemon::admin;
 use crate::daemon::config::StoreChoice;
 use crate::desired::{Desired, Op, Ownership, diff};
 use crate::firewall::Ruleset;
-use crate::kernel::firewall::Place;
+use crate::kernel::firewall::{Place, guard_stands, remove_guard};
 use crate::kernel::netlink::Connection;
 use crate::kernel::{Kernel, Nexthops, Rtnl, Scope, blackhole, host, inventory};
 use crate::model::{Family, SubnetKey};
@@ -81,6 +81,7 @@ pub async fn run(args: CleanupArgs) -> anyhow::Result<()> {
     }
     let mut broom = Broom { dry_run: args.dry_run, swept: 0, failures: Vec::new() };
     rules(&mut broom).await;
+    guard(&mut broom).await;
     // Read before it goes: it says what this node has.
     let own = broom.found(env_file::read(&args.subnet_file)).and_then(|env| env.subnet_key());
     kernel(own.as_ref(), &mut broom).await;
@@ -177,6 +178,12 @@ async fn rules(broom: &mut Broom) {
                 broom.remove(format!("{} ({place})", change.object), change.apply()).await;
             }
         }
+    }
+}
+
+async fn guard(broom: &mut Broom) {
+    if broom.found(guard_stands().await) {
+        broom.remove("the guard (nftables inet weft-guard)", remove_guard()).await;
     }
 }
 

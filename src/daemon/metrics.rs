@@ -9,6 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSe
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::guard::GuardState;
 use super::process::Process;
 use super::status::StatusSource;
 use crate::model::Family;
@@ -51,6 +52,7 @@ struct Node {
     lost: bool,
     store: super::store_health::StoreFacts,
     traffic_in_force: bool,
+    guard: GuardState,
     reconciler: State,
 }
 
@@ -73,6 +75,7 @@ impl Node {
             connected: table.connected(),
             lost: leases.lost().is_some(),
             store: leases.store.facts(),
+            guard: source.guard(),
             traffic_in_force: source.traffic_trouble().is_none(),
             reconciler: source.reconciler(),
         }
@@ -161,7 +164,11 @@ impl Node {
         out.gauge("weft_kernel_failures", "What fails or is waited for at present.", failing)?;
         out.gauge("weft_peers_rejected", "Peers left out for a fault.", state.rejected.len() as u64)?;
         let in_force = u64::from(self.traffic_in_force);
-        out.gauge("weft_traffic_rules_in_force", "Whether the traffic rules asked for are.", in_force)
+        out.gauge("weft_traffic_rules_in_force", "Whether the traffic rules asked for are.", in_force)?;
+        let Some(admitted) = self.guard.admitted else { return Ok(()) };
+        out.gauge("weft_guard_addresses", "Addresses that may send encapsulated packets.", admitted as u64)?;
+        let help = "Encapsulated packets of others that were dropped, as of the last audit.";
+        out.counter("weft_guard_dropped_packets", help, self.guard.dropped)
     }
 }
 

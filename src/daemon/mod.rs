@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod config;
 mod follow_uplink;
+mod guard;
 pub mod health;
 pub mod join;
 pub mod leases;
@@ -34,7 +35,7 @@ use self::follow_uplink::Uplink;
 use self::health::Health;
 use self::join::Joined;
 use self::leases::Leases;
-use self::status::StatusSource;
+use self::status::{Loops, StatusSource};
 use self::traffic::Traffic;
 use self::web::Site;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
@@ -89,6 +90,12 @@ async fn start(
     tasks.spawn_watched("traffic rules", audits, traffic.run());
 
     let target = joined.target();
+    // Before the tunnel is there.
+    let (guarded, guard) =
+        guard::start(args.traffic.guard, &joined.backend, &target, args.audit_interval()).await;
+    if let Some(guard) = guard {
+        tasks.spawn_watched("guard", audits, guard.run());
+    }
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
@@ -99,8 +106,7 @@ async fn start(
         &joined,
         leases.clone(),
         reconciler.clone(),
-        uplink,
-        complaint,
+        Loops { uplink, traffic: complaint, guard: guarded },
     );
     site.joined(source);
     let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::guard::GuardState;
 use super::health::Health;
 use super::join::Joined;
 use super::leases::Leases;
@@ -34,6 +35,8 @@ pub struct Status {
     /// Why traffic rules that are asked for are not in force.
     #[serde(default)]
     pub traffic: Option<String>,
+    #[serde(default)]
+    pub guard: GuardStatus,
     pub peers: Vec<PeerStatus>,
 }
 
@@ -117,6 +120,17 @@ pub struct KernelStatus {
     pub failures: Vec<String>,
 }
 
+/// Who may send encapsulated packets here.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// How many addresses; absent where everyone may.
+    pub admitted: Option<usize>,
+    /// Packets of others, dropped, as of the last audit.
+    pub dropped: u64,
+    /// Why it is not as asked for.
+    pub trouble: Option<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RepairStatus {
     /// Seconds since.
@@ -169,6 +183,9 @@ impl Status {
         if self.traffic.is_some() {
             return self.traffic.clone();
         }
+        if self.guard.trouble.is_some() {
+            return self.guard.trouble.clone();
+        }
         if let Some(fight) = self.kernel.fights.first() {
             return Some(format!("{}: undone {} times by something else", fight.object, fight.count));
         }
@@ -185,23 +202,28 @@ pub struct StatusSource {
     backend: Arc<dyn Backend>,
     leases: Arc<Leases>,
     reconciler: Handle,
-    uplink: watch::Receiver<Option<String>>,
-    traffic: watch::Receiver<Option<String>>,
+    loops: Loops,
+}
+
+/// What loops tell of themselves: what is wrong there, if anything.
+#[derive(Debug)]
+pub struct Loops {
+    pub uplink: watch::Receiver<Option<String>>,
+    pub traffic: watch::Receiver<Option<String>>,
+    pub guard: watch::Receiver<GuardState>,
 }
 
 impl StatusSource {
-    /// `uplink` and `traffic` say what is wrong there, if anything.
     pub fn new(
         health: Arc<Health>,
         store: String,
         joined: &Joined,
         leases: Arc<Leases>,
         reconciler: Handle,
-        uplink: watch::Receiver<Option<String>>,
-        traffic: watch::Receiver<Option<String>>,
+        loops: Loops,
     ) -> StatusSource {
         let (network, backend) = (joined.network.clone(), joined.backend.clone());
-        StatusSource { health, store, network, backend, leases, reconciler, uplink, traffic }
+        StatusSource { health, store, network, backend, leases, reconciler, loops }
     }
 
     pub fn leases(&self) -> &Leases {
@@ -209,7 +231,11 @@ impl StatusSource {
     }
 
     pub fn traffic_trouble(&self) -> Option<String> {
-        self.traffic.borrow().clone()
+        self.loops.traffic.borrow().clone()
+    }
+
+    pub fn guard(&self) -> GuardState {
+        self.loops.guard.borrow().clone()
     }
 
     /// As it was after the last pass.
@@ -236,7 +262,7 @@ impl StatusSource {
             node: NodeStatus {
                 uplink: node.uplink.to_string(),
                 public_ips: node.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
-                trouble: self.uplink.borrow().clone(),
+                trouble: self.loops.uplink.borrow().clone(),
             },
             lease: self.lease(),
             backend: self.backend.kind().to_owned(),
@@ -245,6 +271,7 @@ impl StatusSource {
             store: self.store(),
             kernel: kernel(&state, &seen),
             traffic: self.traffic_trouble(),
+            guard: guard(&self.guard()),
             peers: peers.collect(),
         })
     }
@@ -329,6 +356,11 @@ fn fight(fight: &Fight) -> FightStatus {
         count: fight.count,
         suspects: fight.suspects.clone(),
     }
+}
+
+fn guard(state: &GuardState) -> GuardStatus {
+    let GuardState { admitted, dropped, trouble } = state.clone();
+    GuardStatus { admitted, dropped, trouble }
 }
 
 fn process() -> ProcessStatus {

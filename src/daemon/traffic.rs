@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::config::go_bool;
-use crate::firewall::{Intent, Ruleset};
+use super::guard::GuardMode;
+use crate::firewall::{Intent, Ruleset, nftables};
 use crate::kernel::blackhole;
 use crate::kernel::firewall::{Keeper, Place, Watch, choose, clear, has_bridge_netfilter};
 use crate::kernel::netlink::Connection;
@@ -52,6 +53,11 @@ pub struct TrafficArgs {
     /// nftables tells by itself.
     #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
     pub iptables_resync: u32,
+
+    /// Take encapsulated packets from leased peers' addresses alone. `auto`:
+    /// where the backend encapsulates and nft is installed.
+    #[arg(long, env = "WEFT_GUARD", default_value = "auto", value_name = "WHEN")]
+    pub guard: GuardMode,
 
     /// Drop what is sent to addresses of this node's subnet that no container
     /// has.
@@ -265,7 +271,9 @@ fn follow(keeper: &Keeper) -> Option<Watch> {
     if *keeper.place() != Place::Nftables {
         return None;
     }
-    Watch::open().inspect_err(|error| warn!("{error}: looking at the rules now and then instead")).ok()
+    Watch::open(nftables::TABLES)
+        .inspect_err(|error| warn!("{error}: looking at the rules now and then instead"))
+        .ok()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! mean something else than its iptables rules in two places; here both mean
 //! what the iptables ones do.
 
+pub mod guard;
 pub mod iptables;
 pub mod nftables;
 #[cfg(test)]

@@ -15,6 +15,9 @@ pub fn table(family: Family) -> (&'static str, &'static str) {
     }
 }
 
+/// The names of our tables of all families.
+pub const TABLES: &[&str] = &["flannel-ipv4", "flannel-ipv6"];
+
 /// Asks whether the kernel can draw source ports fully at random: a script for
 /// `nft --check`.
 pub const PROBE_RANDOM_FULLY: &str = "add table ip flannel-probe

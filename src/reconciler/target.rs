@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::backends::Inputs;
@@ -13,7 +13,8 @@ pub struct Target(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     newest: Mutex<Newest>,
-    changed: Notify,
+    /// Tells of each new revision.
+    changed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -27,7 +28,7 @@ struct Newest {
 impl Target {
     pub fn new(inputs: Inputs) -> Target {
         let newest = Newest { revision: 1, inputs: Arc::new(inputs), at: Instant::now() };
-        Target(Arc::new(Shared { newest: Mutex::new(newest), changed: Notify::new() }))
+        Target(Arc::new(Shared { newest: Mutex::new(newest), changed: watch::Sender::new(1) }))
     }
 
     /// Publish changed inputs; the reconciler wakes if anything did change. The
@@ -39,7 +40,7 @@ impl Target {
         if inputs != *newest.inputs {
             let revision = newest.revision + 1;
             *newest = Newest { revision, inputs: Arc::new(inputs), at: Instant::now() };
-            self.0.changed.notify_one();
+            self.0.changed.send_replace(revision);
         }
         newest.revision
     }
@@ -59,8 +60,9 @@ impl Target {
         self.lock().at
     }
 
-    pub(super) async fn changed(&self) {
-        self.0.changed.notified().await;
+    /// Changes whenever there are new inputs.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
     }
 
     fn lock(&self) -> MutexGuard<'_, Newest> {

@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod configs;
+mod guard;
 mod health;
 mod lab;
 mod leases;

@@ -59,6 +59,13 @@ fn text(status: &Status) -> String {
         "this node".to_owned(),
         format!("{} on {}", status.node.public_ips.join(", "), status.node.uplink),
     ]);
+    if let Some(admitted) = status.guard.admitted {
+        let dropped = status.guard.dropped;
+        facts.add_row([
+            "guard".to_owned(),
+            format!("{admitted} addresses may send; {dropped} packets of others dropped"),
+        ]);
+    }
     let store = if status.store.connected { "connected" } else { "AWAY" };
     facts.add_row(["store".to_owned(), format!("{} ({store})", status.store.name)]);
     let kernel = &status.kernel;

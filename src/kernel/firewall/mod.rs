@@ -1,6 +1,7 @@
 //! Reads and writes the rules of `crate::firewall`, by `nft` or by either
 //! `iptables`.
 
+mod guard;
 mod tools;
 mod watch;
 
@@ -14,6 +15,7 @@ use crate::firewall::iptables::{self, Chain};
 use crate::firewall::{Ruleset, nftables};
 use crate::model::Family;
 
+pub use guard::{GuardKeeper, guard_stands, remove_guard};
 pub use tools::{Iptables, ToolError, has_bridge_netfilter};
 pub use watch::Watch;
 

@@ -6,9 +6,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use tokio::io::unix::AsyncFd;
 
-use crate::firewall::nftables;
 use crate::kernel::netlink::{Cause, NetlinkError};
-use crate::model::Family;
 
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
@@ -24,12 +22,14 @@ const RECV_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<Socket>,
+    tables: &'static [&'static str],
     buffer: Vec<u8>,
 }
 
 impl Watch {
-    /// In the namespace of the calling thread. Needs a tokio runtime.
-    pub fn open() -> Result<Watch, NetlinkError> {
+    /// Of changes to tables of these names, in the namespace of the calling thread.
+    /// Needs a tokio runtime.
+    pub fn open(tables: &'static [&'static str]) -> Result<Watch, NetlinkError> {
         let open = || -> io::Result<AsyncFd<Socket>> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.set_non_blocking(true)?;
@@ -40,7 +40,15 @@ impl Watch {
             Ok(unsafe { AsyncFd::register(socket) }?)
         };
         let socket = open().map_err(|e| Cause::from(e).of("nftables multicast socket"))?;
-        Ok(Watch { socket, buffer: vec![0; RECV_BYTES] })
+        Ok(Watch { socket, tables, buffer: vec![0; RECV_BYTES] })
+    }
+
+    /// Pass over what was told so far.
+    pub fn forget(&mut self) {
+        // Lost notifications are as good.
+        while !matches!(self.socket.get_ref().recv(&mut self.buffer.as_mut_slice(), 0), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        {
+        }
     }
 
     /// Until someone changed our tables, or may have: then notifications were
@@ -51,7 +59,9 @@ impl Watch {
             let guard = self.socket.readable().await;
             let mut guard = guard.map_err(|e| Cause::from(e).of("nftables multicast socket"))?;
             match guard.get_inner().recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
-                Ok(length) => ours |= length > self.buffer.len() || is_about_us(&self.buffer[..length]),
+                Ok(length) => {
+                    ours |= length > self.buffer.len() || is_about(self.tables, &self.buffer[..length]);
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
                     if ours {
@@ -66,21 +76,19 @@ impl Watch {
     }
 }
 
-/// Whether one of the messages names a table of ours: nearly all have the
+/// Whether one of the messages names one of the tables: nearly all have the
 /// table's name as attribute 1.
-fn is_about_us(datagram: &[u8]) -> bool {
+fn is_about(tables: &[&str], datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Some((message, tail)) = next(rest) {
-        if message[4] != NEW_GENERATION && table_of(message).is_some_and(is_ours) {
+        if message[4] != NEW_GENERATION
+            && table_of(message).is_some_and(|name| tables.iter().any(|table| table.as_bytes() == name))
+        {
             return true;
         }
         rest = tail;
     }
     false
-}
-
-fn is_ours(name: &[u8]) -> bool {
-    Family::BOTH.into_iter().any(|family| nftables::table(family).1.as_bytes() == name)
 }
 
 /// The first message, header included, and what follows it.

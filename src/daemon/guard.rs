@@ -1,0 +1,158 @@
+//! Keeps strangers' encapsulated packets out: the set of addresses follows the
+//! leases.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::health;
+use crate::backends::Backend;
+use crate::firewall::guard::{TABLE, addresses};
+use crate::kernel::firewall::{GuardKeeper, Watch, guard_stands, remove_guard};
+use crate::reconciler::Target;
+
+/// Between two writes: what changes meanwhile goes in one.
+const REST: Duration = Duration::from_millis(10);
+/// Between two tries of what fails, and after another hand was at it: one that
+/// writes without end costs little.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuardMode {
+    /// Where the backend encapsulates and nft is installed.
+    Auto,
+    /// The same, and the node is in trouble where nft is not there.
+    On,
+    Off,
+}
+
+/// How the guard stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardState {
+    /// Addresses that may send; `None` where everyone may.
+    pub admitted: Option<usize>,
+    /// Packets dropped, as of the last look.
+    pub dropped: u64,
+    /// Why it is not as asked for.
+    pub trouble: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Guard {
+    keeper: GuardKeeper,
+    kind: &'static str,
+    target: Target,
+    /// Of the target.
+    changes: watch::Receiver<u64>,
+    watch: Option<Watch>,
+    audit: Duration,
+    state: watch::Sender<GuardState>,
+}
+
+/// Puts the guard up, or takes away what an earlier run left of one. The state,
+/// and the guard to `run`, if there is one.
+pub async fn start(
+    mode: GuardMode,
+    backend: &Arc<dyn Backend>,
+    target: &Target,
+    audit: Duration,
+) -> (watch::Receiver<GuardState>, Option<Guard>) {
+    let (state, told) = watch::channel(GuardState::default());
+    let tunnel = backend.encapsulation().filter(|_| mode != GuardMode::Off);
+    let Some(keeper) = tunnel.and_then(GuardKeeper::new) else {
+        if tunnel.is_some() {
+            let why = "guard: nft is not installed: whoever reaches this host may send into the fabric: install nftables, or say --guard=off";
+            warn!("{why}");
+            state.send_modify(|state| state.trouble = (mode == GuardMode::On).then(|| why.to_owned()));
+        }
+        take_down().await;
+        return (told, None);
+    };
+    // Before the first look, so that no change is missed.
+    let watch =
+        Watch::open(&[TABLE.1]).inspect_err(|error| warn!("{error}: looking at the guard now and then"));
+    let (changes, target, kind) = (target.subscribe(), target.clone(), backend.kind());
+    let mut guard = Guard { keeper, kind, target, changes, watch: watch.ok(), audit, state };
+    guard.admit("guard: only leased peers may send into the fabric").await;
+    (told, Some(guard))
+}
+
+impl Guard {
+    /// Follows the leases, for ever.
+    pub async fn run(mut self) {
+        let mut look = Instant::now() + self.audit;
+        loop {
+            health::beat();
+            let disturbed = async {
+                match &mut self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (doubt, done) = tokio::select! {
+                biased;
+                _ = self.changes.changed() => (false, ""),
+                told = disturbed => {
+                    if let Err(error) = told {
+                        warn!("{error}: looking at the guard every {} s", self.audit.as_secs());
+                        self.watch = None;
+                    }
+                    (true, "guard: others changed it, and it is put back")
+                }
+                () = tokio::time::sleep_until(look) => (true, "guard: others changed it, and it is put back"),
+                () = tokio::time::sleep(health::BEAT) => continue,
+            };
+            if doubt {
+                self.keeper.doubt();
+            }
+            let wrote_or_failed = self.admit(done).await;
+            look = Instant::now() + self.audit;
+            let again = doubt && wrote_or_failed || self.state.borrow().trouble.is_some();
+            tokio::time::sleep(if again { PAUSE } else { REST }).await;
+        }
+    }
+
+    /// Whether anything had to be done, or failed.
+    async fn admit(&mut self, done: &str) -> bool {
+        let wanted: BTreeSet<IpAddr> = addresses(&self.target.get().1.peers, self.kind);
+        let admitted = self.keeper.admit(&wanted).await;
+        // What is told now is of our own write; of others' at that very moment the
+        // audit knows.
+        if let Some(watch) = &mut self.watch {
+            watch.forget();
+        }
+        let trouble = admitted.as_ref().err().map(|error| format!("guard: {error}"));
+        match (&admitted, &trouble) {
+            (Ok(true), _) if !done.is_empty() => info!(peers = wanted.len(), "{done}"),
+            (_, Some(new)) if self.state.borrow().trouble.as_ref() != Some(new) => {
+                error!("{new}: trying again");
+                self.keeper.doubt();
+            }
+            _ => {}
+        }
+        let state = GuardState {
+            admitted: trouble.is_none().then_some(wanted.len()),
+            dropped: self.keeper.dropped(),
+            trouble,
+        };
+        self.state.send_replace(state);
+        !matches!(admitted, Ok(false))
+    }
+}
+
+async fn take_down() {
+    let removed = match guard_stands().await {
+        Ok(true) => remove_guard().await,
+        Ok(false) => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        warn!("guard of an earlier run: {error}");
+    }
+}
