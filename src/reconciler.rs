@@ -45,6 +45,8 @@ pub use crate::backends::Inputs;
 
 /// Ops applied at once: between two lots it listens, and sees that it is to stop.
 const LOT: usize = 1000;
+/// Between two glances at the settings of which the kernel tells nothing.
+const GLANCE: Duration = Duration::from_secs(5);
 /// The longest rest between two passes; a pass rests as long as it took.
 const MAX_REST: Duration = Duration::from_millis(100);
 /// The least rest while another program undoes what a pass did.
@@ -91,6 +93,8 @@ pub struct Reconciler<K, E> {
     viewed: Option<Instant>,
     /// Where the kernel may differ from what is wanted; `None`: anywhere.
     differs: Option<Touched>,
+    /// When the settings were read last.
+    glanced: Instant,
     failures: Failures,
     fights: Fights,
     /// When to look again at what was left to another program for now.
@@ -127,6 +131,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             view: View::default(),
             viewed: None,
             differs: None,
+            glanced: Instant::now(),
             failures: Failures::new(settings.retry_min, settings.retry_max),
             fights: Fights::default(),
             withheld: None,
@@ -163,6 +168,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             let others =
                 self.failures.next().into_iter().chain(self.withheld).chain(self.fights.next_quiet());
             let wake = audit.into_iter().chain(others).min().unwrap_or_else(Instant::now);
+            let glance = self.glanced + GLANCE;
             // In one order, so that a simulation can be replayed; what may come
             // without end is last.
             tokio::select! {
@@ -173,6 +179,11 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                         self.viewed = None;
                     }
                     return Ok(true);
+                }
+                () = tokio::time::sleep_until(glance) => {
+                    if self.glance() > Effect::Nothing {
+                        return Ok(true);
+                    }
                 }
                 _ = self.changes.changed() => return Ok(true),
                 Some(reply) = self.requests.recv() => {
@@ -267,7 +278,6 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                         self.failures.failed(key.clone(), &error, now);
                         tally.pending.insert(key);
                         tally.errors += 1;
-                        tally.errors += 1;
                     }
                 }
             }
@@ -316,7 +326,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
 
     /// Take in what the kernel has told.
     fn listen(&mut self) -> Effect {
-        let mut worst = Effect::Nothing;
+        let (mut worst, mut settings) = (Effect::Nothing, false);
         for event in self.events.drain() {
             let effect = self.view.learn(&event);
             match (&event, effect) {
@@ -325,6 +335,10 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 _ => debug!(?event, ?effect, "the kernel tells"),
             }
             worst = worst.max(effect);
+            settings |= event == KernelEvent::Setting;
+        }
+        if settings {
+            worst = worst.max(self.glance());
         }
         if worst > Effect::Nothing {
             self.differs = None;
@@ -333,6 +347,29 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             self.viewed = None;
         }
         worst
+    }
+
+    /// Read again what takes microseconds, where the rest is known.
+    fn glance(&mut self) -> Effect {
+        self.glanced = Instant::now();
+        if self.viewed.is_none() {
+            return Effect::Stale;
+        }
+        match self.kernel.glance(self.view.scope()) {
+            Ok(Some(glance)) => {
+                let effect = self.view.glanced(glance);
+                if effect > Effect::Nothing {
+                    self.differs = None;
+                }
+                effect
+            }
+            Ok(None) => Effect::Nothing,
+            // The whole look tells of it.
+            Err(_) => {
+                self.viewed = None;
+                Effect::Stale
+            }
+        }
     }
 
     fn take_target(&mut self) {

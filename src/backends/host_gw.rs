@@ -3,7 +3,7 @@
 
 use ipnetwork::IpNetwork;
 
-use super::peers::{Side, check_addresses, public_ip_key, sides, strangers};
+use super::peers::{Side, check_addresses, forwarding, public_ip_key, sides, strangers};
 use super::{Backend, Identity, Node, Peers, Rejected, networks};
 use crate::desired::{Desired, Nexthop, Ownership};
 use crate::model::{ConfigError, IfName, LeaseAttrs, NetworkConfig, PerFamily, SubnetKey};
@@ -27,6 +27,7 @@ impl HostGw {
             let (ip, uplink) = (peer.public_ip, node.uplink);
             Err(format!("{ip} is not on-link on {uplink}: host-gw needs all nodes in one layer-2 network"))
         });
+        out.sysctls.extend(forwarding(side.family, None));
         for (peer, ()) in admitted {
             let nexthop = Nexthop { dev: node.uplink, via: peer.public_ip, onlink: false };
             out.routes.insert(peer.subnet, nexthop);

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::{Node, Peers, Rejected};
-use crate::model::{ConfigError, Family, LeaseAttrs, PerFamily, SubnetKey};
+use crate::model::{ConfigError, Family, IfName, LeaseAttrs, PerFamily, SubnetKey};
 
 /// One family of the fabric, as seen from this node.
 pub(super) struct Side<'a> {
@@ -35,6 +35,19 @@ pub(super) fn sides<'a>(networks: &PerFamily<IpNetwork>, node: &'a Node, own: &S
         Some(Side { family, network: *network, node, public_ip, own: own.net(family)? })
     };
     networks.iter().filter_map(side).collect()
+}
+
+/// No packet of a container gets through a host that does not forward. Who turns
+/// it off for all links turns it off for each, so each tunnel is looked after,
+/// too; the plugin turns it on with the first container.
+pub(super) fn forwarding(family: Family, tunnel: Option<IfName>) -> impl Iterator<Item = (String, String)> {
+    let all = match family {
+        Family::V4 => "net/ipv4/ip_forward".to_owned(),
+        Family::V6 => "net/ipv6/conf/all/forwarding".to_owned(),
+    };
+    let number = if family == Family::V4 { 4 } else { 6 };
+    let tunnel = tunnel.map(|dev| format!("net/ipv{number}/conf/{dev}/forwarding"));
+    std::iter::once(all).chain(tunnel).map(|key| (key, "1".to_owned()))
 }
 
 /// That the node has a public address of each family in use.

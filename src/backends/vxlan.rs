@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::value::RawValue;
 
-use super::peers::{Peer, Side, check_addresses, sides, strangers};
+use super::peers::{Peer, Side, check_addresses, forwarding, sides, strangers};
 use super::{Backend, Encapsulation, Identity, Node, Peers, Rejected, networks};
 use crate::desired::{Desired, LinkKind, LinkSpec, Nexthop, Ownership, VxlanSpec};
 use crate::model::gojson::Fields;
@@ -117,6 +117,7 @@ impl Vxlan {
         };
         out.links.insert(dev, link);
         out.addresses.insert((dev, IpNetwork::from(side.own.ip())));
+        out.sysctls.extend(forwarding(side.family, Some(dev)));
         // CVE-2020-10749: no router advertisement from a container moves us.
         out.sysctls.insert(format!("net/ipv6/conf/{dev}/accept_ra"), "0".to_owned());
     }

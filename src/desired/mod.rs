@@ -62,7 +62,8 @@ pub enum LinkKind {
 }
 
 /// What `IFLA_VXLAN_*` sets (linux/if_link.h). A device that differs in any of
-/// these but `learning` cannot be changed: it is made anew.
+/// these but `learning`, `underlay` and `local` cannot be changed: it is made
+/// anew. `local` may change within its family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanSpec {
     pub vni: u32,
@@ -89,7 +90,13 @@ impl LinkKind {
     /// Whether the kernel lets a link of this kind be changed into `other`.
     fn can_become(&self, other: &LinkKind) -> bool {
         let (LinkKind::Vxlan(this), LinkKind::Vxlan(other)) = (self, other);
-        VxlanSpec { learning: other.learning, ..this.clone() } == *other
+        let like_other = VxlanSpec {
+            learning: other.learning,
+            underlay: other.underlay,
+            local: other.local,
+            ..this.clone()
+        };
+        like_other == *other && Family::of(this.local) == Family::of(other.local)
     }
 }
 
@@ -115,9 +122,13 @@ impl Desired {
             })
             .map(|(name, link)| (*name, link.clone()))
             .collect();
-        // A device's settings go with the device, also those below net/ipv6.
-        let is_of_link =
-            |key: &str| key.split('/').any(|part| links.keys().any(|name| name.as_str() == part));
+        // A device's settings go with the device, also those below net/ipv6; the
+        // host's with their family.
+        let names = |link: &IfName, key: &str| key.split('/').any(|part| link.as_str() == part);
+        let belongs = |key: &str| match self.links.keys().find(|link| names(link, key)) {
+            Some(link) => links.contains_key(link),
+            None => key.starts_with(if family == Family::V4 { "net/ipv4/" } else { "net/ipv6/" }),
+        };
         Desired {
             addresses: self.addresses.iter().filter(|(_, net)| is(&net.ip())).copied().collect(),
             neighbours: self.neighbours.iter().filter(|((_, ip), _)| is(ip)).map(|(k, v)| (*k, *v)).collect(),
@@ -126,7 +137,7 @@ impl Desired {
             sysctls: self
                 .sysctls
                 .iter()
-                .filter(|(key, _)| is_of_link(key))
+                .filter(|(key, _)| belongs(key))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect(),
             links,

@@ -26,7 +26,7 @@ pub enum Op {
         spec: LinkSpec,
     },
     /// Bring an existing link to `spec` in what can be changed while it carries
-    /// traffic (MAC, MTU, learning, checksum offload), and up.
+    /// traffic (MAC, MTU, underlay and local address, learning, checksum offload), and up.
     SetLink {
         name: IfName,
         spec: LinkSpec,

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkEvent, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType,
@@ -18,6 +20,10 @@ use super::nexthop::{
     NexthopAttribute, NexthopMessage, NexthopNetlinkMessage, RTM_DELNEXTHOP, RTM_NEWNEXTHOP,
 };
 use crate::model::{IfName, Mac};
+
+/// linux/rtnetlink.h
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -128,12 +134,23 @@ pub(super) fn event(header: &NetlinkHeader, payload: &[u8]) -> Option<KernelEven
             m => Entry::of_nexthop(m.message()).map(KernelEvent::Added),
         };
     }
+    if matches!(header.message_type, RTM_NEWNETCONF | RTM_DELNETCONF) {
+        return Some(KernelEvent::Setting);
+    }
     let message = M::deserialize(header, payload).ok()?;
+    if matches!(&message, M::NewLink(link) if is_about_features(link)) {
+        return Some(KernelEvent::Setting);
+    }
     let entry = Entry::of(&message)?;
     Some(match message {
         M::DelLink(_) | M::DelAddress(_) | M::DelNeighbour(_) | M::DelRoute(_) => KernelEvent::Removed(entry),
         _ => KernelEvent::Added(entry),
     })
+}
+
+/// Offloads were changed, and nothing else of the link (`NETDEV_FEAT_CHANGE`).
+fn is_about_features(link: &LinkMessage) -> bool {
+    link.attributes.contains(&LinkAttribute::Event(LinkEvent::Features))
 }
 
 impl LinkEntry {

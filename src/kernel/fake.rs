@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::netlink::{Cause, NetlinkError};
-use super::{Events, Kernel, KernelEvent, Scope};
+use super::{Events, Glance, Kernel, KernelEvent, Scope};
 use crate::desired::{Observed, Op};
 
 /// A handle on the fake kernel: the same one for the reconciler, as `Kernel`
@@ -80,6 +80,11 @@ impl Kernel for Fake {
         let mut inner = self.lock();
         inner.observed += 1;
         Ok(inner.state.clone())
+    }
+
+    fn glance(&mut self, _scope: &Scope) -> Result<Option<Glance>, NetlinkError> {
+        let sysctls = self.lock().state.sysctls.clone();
+        Ok(Some(Glance { sysctls, ..Glance::default() }))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Entry, Hop, KernelEvent, LinkEntry, Scope, VxlanEntry};
+use super::{Entry, Glance, Hop, KernelEvent, LinkEntry, Scope, VxlanEntry};
 use crate::desired::{
     LinkKind, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op, VxlanSpec,
 };
@@ -46,11 +46,28 @@ impl View {
     pub fn learn(&mut self, event: &KernelEvent) -> Effect {
         match event {
             KernelEvent::Resync(_) => Effect::Stale,
+            KernelEvent::Setting => Effect::Nothing,
             KernelEvent::Added(Entry::Link(link)) => self.link(link),
             KernelEvent::Added(entry) => added(&mut self.have, entry),
             KernelEvent::Removed(Entry::Link(link)) => self.link_removed(link),
             KernelEvent::Removed(entry) => removed(&mut self.have, entry),
         }
+    }
+
+    /// What a glance at the settings tells.
+    pub fn glanced(&mut self, glance: Glance) -> Effect {
+        let mut changed = self.have.sysctls != glance.sysctls;
+        self.have.sysctls = glance.sysctls;
+        for (name, on) in glance.tx_checksum {
+            if let Some(link) = self.have.links.get_mut(&name) {
+                changed |= link.tx_checksum.replace(on) != Some(on);
+            }
+        }
+        corrected(changed)
+    }
+
+    pub fn scope(&self) -> &Scope {
+        &self.scope
     }
 
     /// A link that is as it was is no news. Anything else takes more along than

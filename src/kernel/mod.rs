@@ -42,4 +42,4 @@ pub use monitor::Monitor;
 #[cfg(feature = "daemon")]
 pub use rtnl::{Nexthops, Rtnl};
 #[cfg(feature = "daemon")]
-pub use view::{Events, Kernel, KernelEvent, Scope};
+pub use view::{Events, Glance, Kernel, KernelEvent, Scope};

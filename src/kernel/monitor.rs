@@ -21,13 +21,15 @@ const ALL: &[MulticastGroup] = &[
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
     MulticastGroup::Nexthop,
+    MulticastGroup::Ipv4Netconf,
+    MulticastGroup::Ipv6Netconf,
 ];
 const RECV_BYTES: usize = 64 << 10;
 /// Datagrams taken at once, so that a flood does not keep the caller from work.
 const DRAIN: usize = 8192;
 
 /// A socket in the multicast groups of links, addresses, neighbours, FDB
-/// entries, routes and nexthops.
+/// entries, routes, nexthops and the settings of links.
 #[derive(Debug)]
 pub struct Monitor {
     socket: AsyncFd<Socket>,

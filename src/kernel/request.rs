@@ -59,13 +59,19 @@ pub(super) fn set_link(index: u32, spec: &LinkSpec) -> Request {
     Request::change(RouteNetlinkMessage::NewLink(link.build()))
 }
 
-/// What can be changed of a tunnel. The kernel refuses an MTU in the same
+/// What can be changed of a tunnel; `underlay` is the number of the link named in
+/// the spec. The kernel refuses an MTU in the same
 /// request (`vxlan_nl2conf()` in drivers/net/vxlan/vxlan_core.c).
-pub(super) fn set_vxlan(index: u32, spec: &LinkSpec) -> Request {
-    let LinkKind::Vxlan(VxlanSpec { learning, .. }) = spec.kind;
-    let link = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
-        .index(index)
-        .set_info_data(InfoData::Vxlan(vec![InfoVxlan::Learning(learning)]));
+pub(super) fn set_vxlan(index: u32, spec: &LinkSpec, underlay: u32) -> Request {
+    let LinkKind::Vxlan(VxlanSpec { learning, local, .. }) = spec.kind;
+    let local = match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    };
+    let link =
+        LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan).index(index).set_info_data(
+            InfoData::Vxlan(vec![InfoVxlan::Learning(learning), InfoVxlan::Link(underlay), local]),
+        );
     Request::change(RouteNetlinkMessage::NewLink(link.build()))
 }
 

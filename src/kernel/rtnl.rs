@@ -9,7 +9,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use super::entry::{Entry, LinkEntry};
 use super::netlink::{Cause, Connection, NetlinkError, Request, in_netns};
 use super::nexthop::NexthopNetlinkMessage;
-use super::{Kernel, Scope, learn, offload, request, sysctl};
+use super::{Glance, Kernel, Scope, learn, offload, request, sysctl};
 use crate::desired::{LinkKind, LinkSpec, Observed, ObservedLink, Op};
 use crate::model::{Family, IfName};
 
@@ -66,11 +66,7 @@ impl Kernel for Rtnl {
         for family in Family::BOTH {
             self.learn(&mut have, request::dump_routes(family), format_args!("{family} routes"))?;
         }
-        for key in &scope.sysctls {
-            if let Some(value) = self.in_netns(|| sysctl::read(key)).map_err(|e| of_sysctl(e, key))? {
-                have.sysctls.insert(key.clone(), value);
-            }
-        }
+        have.sysctls = self.sysctls(scope)?;
         let skipped = self.connection.undecodable() - undecodable;
         if skipped > 0 {
             tracing::warn!(
@@ -79,6 +75,13 @@ impl Kernel for Rtnl {
             );
         }
         Ok(have)
+    }
+
+    fn glance(&mut self, scope: &Scope) -> Result<Option<Glance>, NetlinkError> {
+        let offload =
+            |name: &IfName| Some((*name, offload::tx_checksum(self.connection.as_fd(), *name).ok()?));
+        let tx_checksum = scope.tunnels.iter().filter_map(offload).collect();
+        Ok(Some(Glance { sysctls: self.sysctls(scope)?, tx_checksum }))
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {
@@ -123,6 +126,18 @@ fn forgive(result: Result<(), Cause>, op: &Op) -> Result<(), Cause> {
 }
 
 impl Rtnl {
+    fn sysctls(&self, scope: &Scope) -> Result<BTreeMap<String, String>, NetlinkError> {
+        let read = || scope.sysctls.iter().map(|key| (key.clone(), sysctl::read(key))).collect::<Vec<_>>();
+        let read = self.in_netns(|| Ok(read())).map_err(|e| of_sysctl(e, "net"))?;
+        let mut found = BTreeMap::new();
+        for (key, value) in read {
+            if let Some(value) = value.map_err(|e| of_sysctl(e, &key))? {
+                found.insert(key, value);
+            }
+        }
+        Ok(found)
+    }
+
     fn batch(&mut self, ops: &[Op], links: &mut Links) -> Vec<Result<(), Cause>> {
         let mut results = Vec::with_capacity(ops.len());
         let mut requests = Vec::with_capacity(ops.len());
@@ -166,9 +181,10 @@ impl Rtnl {
                 self.set_offload(*name, spec)
             }
             Op::SetLink { name, spec } => {
-                let index = self.index(*name, links)?;
+                let LinkKind::Vxlan(vxlan) = &spec.kind;
+                let (index, underlay) = (self.index(*name, links)?, self.index(vxlan.underlay, links)?);
                 self.connection.request(request::set_link(index, spec))?;
-                self.connection.request(request::set_vxlan(index, spec))?;
+                self.connection.request(request::set_vxlan(index, spec, underlay))?;
                 self.set_offload(*name, spec)
             }
             Op::DelLink { name } => {

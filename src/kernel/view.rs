@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use super::Entry;
@@ -16,6 +16,13 @@ pub trait Kernel: Send {
     /// keep the rest from being done. What is to be removed and is not there
     /// counts as done.
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>>;
+
+    /// The part of the state that the kernel tells of late or not at all, read
+    /// afresh in microseconds; `None` where there is none.
+    fn glance(&mut self, scope: &Scope) -> Result<Option<Glance>, NetlinkError> {
+        let _ = scope;
+        Ok(None)
+    }
 
     /// Programs that run beside us and are known to change what is not theirs,
     /// with what to do about each: a guess to show a person.
@@ -39,8 +46,20 @@ pub enum KernelEvent {
     /// It is there, new or changed.
     Added(Entry),
     Removed(Entry),
+    /// A setting was changed, of whatever link: a glance tells which.
+    Setting,
     /// Notifications were lost, for this reason: look at everything again.
     Resync(String),
+}
+
+/// Settings: the kernel announces a change of forwarding, but not of `accept_ra`,
+/// and of offload no more than that something changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// By path below `/proc/sys`; a file that does not exist is left out.
+    pub sysctls: BTreeMap<String, String>,
+    /// Of the tunnels in scope that are there.
+    pub tx_checksum: BTreeMap<IfName, bool>,
 }
 
 /// What of the kernel's state is looked at: as little as the diff needs, since

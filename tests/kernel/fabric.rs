@@ -14,6 +14,7 @@ use weft::reconciler::Inputs;
 pub struct Fabric {
     pub host: Host,
     config: NetworkConfig,
+    checksums_off: bool,
     pub backend: Box<dyn Backend>,
     pub inputs: Inputs,
     // Removes the namespaces when dropped.
@@ -24,6 +25,15 @@ impl Fabric {
     /// `label` names the lab; `kind` is `vxlan` or `host-gw`, options as in
     /// `,"DirectRouting":true`.
     pub fn new(label: &str, kind: &str, options: &str, peers: u32) -> Fabric {
+        Fabric::build(label, kind, options, peers, false)
+    }
+
+    /// vxlan whose tunnels leave no checksum to the device.
+    pub fn with_checksums_off(label: &str, peers: u32) -> Fabric {
+        Fabric::build(label, "vxlan", "", peers, true)
+    }
+
+    fn build(label: &str, kind: &str, options: &str, peers: u32, checksums_off: bool) -> Fabric {
         let lab = Lab::new(label).unwrap();
         let host = lab.host("h1").unwrap();
         let config = format!(
@@ -31,7 +41,7 @@ impl Fabric {
                 "Backend":{{"Type":"{kind}"{options}}}}}"#
         );
         let config = NetworkConfig::parse(&config).unwrap();
-        let backend = from_config(&config, false).unwrap();
+        let backend = from_config(&config, checksums_off).unwrap();
         let addresses = PerFamily { v4: Some(host.ip4()), v6: Some(host.ip6()) };
         let node = Node {
             uplink: "eth0".parse().unwrap(),
@@ -43,12 +53,19 @@ impl Fabric {
         let mac = |last| Some(Mac([0x0e, 0, 0, 0, 0xff, last]));
         let identity = Identity { mac: PerFamily { v4: mac(1), v6: mac(2) } };
         let peers = (1..=peers).map(|n| peer(kind, n)).collect();
-        Fabric { host, config, backend, inputs: Inputs { node, identity, own: key(0), peers }, lab }
+        Fabric {
+            host,
+            config,
+            checksums_off,
+            backend,
+            inputs: Inputs { node, identity, own: key(0), peers },
+            lab,
+        }
     }
 
     /// Another one of the same config.
     pub fn backend(&self) -> Box<dyn Backend> {
-        from_config(&self.config, false).unwrap()
+        from_config(&self.config, self.checksums_off).unwrap()
     }
 
     pub fn netns(&self) -> OwnedFd {

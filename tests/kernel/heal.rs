@@ -68,18 +68,67 @@ fn what_others_break_is_healed_at_once() {
 }
 
 #[test]
-fn a_setting_under_proc_sys_is_made_and_found_again_at_the_audit() {
-    let fabric = Fabric::new("heal-sysctl", "vxlan", "", 1);
-    let accept_ra =
-        |fabric: &Fabric| fabric.host.run("sysctl", ["-n", "net.ipv6.conf.flannel/1.accept_ra"]).unwrap();
-    let running = Running::start(fabric, Nexthops::WherePossible);
-    assert_eq!(accept_ra(&running.fabric).trim(), "0");
+fn settings_that_the_fabric_needs_are_put_back() {
+    let running = Running::start(Fabric::new("heal-sysctl", "vxlan", "", 1), Nexthops::WherePossible);
+    let host = &running.fabric.host;
+    for (key, good, bad) in [
+        ("ipv4/ip_forward", "1", "0"),
+        ("ipv6/conf/all/forwarding", "1", "0"),
+        ("ipv4/conf/flannel.1/forwarding", "1", "0"),
+        ("ipv6/conf/flannel-v6.1/forwarding", "1", "0"),
+        // The kernel does not tell of this one: it is looked at every few seconds.
+        ("ipv6/conf/flannel.1/accept_ra", "0", "2"),
+    ] {
+        let looks = running.state().looks;
+        let value = || host.run("cat", [format!("/proc/sys/net/{key}")]).unwrap().trim().to_owned();
+        assert_eq!(value(), good, "{key}");
+        host.sysctl(key, bad).unwrap();
+        let begun = Instant::now();
+        while value() != good {
+            assert!(begun.elapsed() < 4 * SOON, "{key}: {:#?}", running.state());
+        }
+        eprintln!("{key} was back after {:.1?}", begun.elapsed());
+        assert_eq!(running.state().looks, looks, "{key}: without reading everything again");
+    }
+    running.stop();
+}
 
-    // The kernel does not tell of files, but the audit finds them, and so does who asks.
-    running.fabric.host.sysctl("ipv6/conf/flannel.1/accept_ra", "2").unwrap();
-    running.runtime.block_on(running.handle.observe()).unwrap().unwrap();
-    running.await_whole("accept_ra");
-    assert_eq!(accept_ra(&running.fabric).trim(), "0");
+#[test]
+fn the_offload_that_is_to_be_off_is_put_off_again() {
+    let fabric = Fabric::with_checksums_off("heal-offload", 1);
+    let running = Running::start(fabric, Nexthops::WherePossible);
+    let host = &running.fabric.host;
+    let offload = || host.run("ethtool", ["-k", "flannel.1"]).unwrap().contains("tx-checksumming: on");
+    assert!(!offload());
+    host.run("ethtool", ["-K", "flannel.1", "tx", "on"]).unwrap();
+    running.await_state("the offload", |state| state.healing.repairs.contains_key("link"));
+    assert!(!offload());
+    running.stop();
+}
+
+#[test]
+fn a_tunnel_follows_its_address_without_being_made_anew() {
+    let running = Running::start(Fabric::new("heal-local", "vxlan", "", 3), Nexthops::WherePossible);
+    let tunnel = || running.fabric.ip("-d link show flannel.1")[0].clone();
+    let before = tunnel();
+    assert_eq!(before["linkinfo"]["info_data"]["local"], "192.168.77.1");
+
+    running.fabric.by_hand("addr add 192.168.77.111/24 dev eth0");
+    let ip: std::net::IpAddr = "192.168.77.111".parse().unwrap();
+    let revision = running.target.update(|inputs| {
+        inputs.node.address.v4 = Some(ip);
+        inputs.node.public_ip.v4 = Some(ip);
+    });
+    running.await_state("the new address", |state| state.synced && state.revision == revision);
+
+    let after = tunnel();
+    assert_eq!(after["linkinfo"]["info_data"]["local"], "192.168.77.111");
+    for same in ["ifindex", "address", "mtu"] {
+        assert_eq!(after[same], before[same]);
+    }
+    let state = running.state();
+    assert_eq!(state.ops.get("set_link"), Some(&1), "{:?}", state.ops);
+    assert_eq!(state.ops.get("set_route"), Some(&6), "nothing on it was touched");
     running.stop();
 }
 
