@@ -70,6 +70,29 @@ impl Tools {
         let script = format!("*{table}\n{}\nCOMMIT\n", lines.join("\n"));
         run(self.restore, &["--noflush", "--wait"], &script).map(drop)
     }
+
+    /// Remove, of `rules`, the jumps to a chain that are `ours`, and the chain
+    /// where no others are left.
+    pub fn remove_chain(
+        &self,
+        table: &str,
+        rules: &[String],
+        chain: &str,
+        ours: impl Fn(&str) -> bool,
+    ) -> Result<()> {
+        if !rules.iter().any(|rule| rule.strip_prefix("-N ") == Some(chain)) {
+            return Ok(());
+        }
+        let jump = format!(" -j {chain}");
+        let jumps =
+            rules.iter().filter(|rule| rule.ends_with(&jump)).filter_map(|rule| rule.strip_prefix("-A "));
+        let (ours, others): (Vec<_>, Vec<_>) = jumps.partition(|jump| ours(jump));
+        let mut lines: Vec<_> = ours.iter().map(|rule| format!("-D {rule}")).collect();
+        if others.is_empty() {
+            lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
+        }
+        self.restore(table, &lines)
+    }
 }
 
 /// A word as `iptables-restore` reads it, whatever is in it but the end of the

@@ -9,6 +9,7 @@ use crate::chain::Chain;
 use crate::flannel::Flannel;
 use crate::ipam::HostLocalPlugin;
 use crate::loopback::Loopback;
+use crate::portmap::PortMap;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::Result;
 use crate::protocol::version::Version;
@@ -23,6 +24,7 @@ pub enum Kind {
     Flannel,
     Bridge,
     HostLocal,
+    PortMap,
     Bandwidth,
     Tuning,
     Loopback,
@@ -35,6 +37,7 @@ impl Kind {
             Some("flannel") => Kind::Flannel,
             Some("bridge") => Kind::Bridge,
             Some("host-local") => Kind::HostLocal,
+            Some("portmap") => Kind::PortMap,
             Some("bandwidth") => Kind::Bandwidth,
             Some("tuning") => Kind::Tuning,
             Some("loopback") => Kind::Loopback,
@@ -56,6 +59,7 @@ impl Kind {
             Kind::Flannel => Chain::of(Flannel::new(conf)?),
             Kind::Bridge => Chain::of(Bridge::new(conf.clone())),
             Kind::HostLocal => Chain::of(HostLocalPlugin::new(conf.clone())),
+            Kind::PortMap => Chain::of(PortMap::new(conf.clone())),
             Kind::Bandwidth => Chain::of(Bandwidth::new(conf)?),
             Kind::Tuning => Chain::of(Tuning::new(conf)?),
             Kind::Loopback => Chain::of(Loopback),
@@ -75,6 +79,9 @@ fn integrated(conf: &Conf) -> Result<Chain> {
     }
     if fields.get("bandwidth").is_some() || has_runtime("bandwidth") {
         chain = chain.then(Bandwidth::new(&conf.section("bandwidth")?)?);
+    }
+    if fields.get("portmap").is_some() || has_runtime("portMappings") {
+        chain = chain.then(PortMap::new(conf.section("portmap")?));
     }
     Ok(chain)
 }

@@ -14,6 +14,7 @@ mod loopback;
 mod names;
 mod nfnetlink;
 mod nft;
+mod portmap;
 mod protocol;
 mod records;
 mod tuning;

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and sysctls of the namespace the thread is in.
 
 pub mod netns;
+mod route;
 pub mod settings;
 pub mod tc;
 

@@ -78,12 +78,6 @@ impl Nft {
         Ok(Nft(Connection::open_netfilter()?))
     }
 
-    /// Whether the kernel has nf_tables; it loads the module if it can.
-    pub fn is_supported(&mut self) -> bool {
-        let question = message(libc::NFT_MSG_GETGEN, libc::NFPROTO_UNSPEC as u8, &[]);
-        self.0.get::<Message>(Request::get(question)).is_ok()
-    }
-
     pub fn has_chain(&mut self, chain: Chain<'_>) -> Result<bool> {
         let question = message(libc::NFT_MSG_GETCHAIN, chain.family as u8, &chain_name(chain));
         match self.0.get::<Message>(Request::get(question)) {

@@ -26,7 +26,7 @@ pub enum Is {
 /// statement to its end.
 #[derive(Clone, Debug)]
 pub struct Rule<'a> {
-    pub(super) chain: Chain<'a>,
+    pub chain: Chain<'a>,
     pub(super) expressions: Vec<Attribute>,
     pub(super) userdata: Vec<u8>,
     /// The rule holds for one IP version already.
@@ -81,7 +81,7 @@ impl<'a> Rule<'a> {
     }
 
     /// `fib daddr type local`.
-    pub fn to_this_host(self) -> Self {
+    pub fn for_this_host(self) -> Self {
         const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
         const NFTA_FIB_F_DADDR: u32 = 1 << 1;
         self.expression(

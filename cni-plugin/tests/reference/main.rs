@@ -28,7 +28,6 @@ fn flannel() {
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn portmap() {
     compare("portmap-");
 }

@@ -37,7 +37,7 @@ pub fn tear_down(of: &Masquerade<'_>, ips: &[IpAddr]) -> Result<()> {
         if tools.may_have("nat", &chain)? {
             let ours =
                 |jump: &str| ips.is_empty() || ips.iter().any(|ip| jump.contains(&format!(" -s {ip}/")));
-            remove(tools, &tools.rules("nat"), &chain, ours)?;
+            tools.remove_chain("nat", &tools.rules("nat"), &chain, ours)?;
         }
     }
     Ok(())
@@ -61,24 +61,9 @@ pub fn collect(network: &str, valid: &Valid) -> Result<()> {
             .collect();
         stale.sort_unstable();
         stale.dedup();
-        stale.into_iter().try_for_each(|chain| remove(tools, &rules, chain, |_| true))?;
+        stale.into_iter().try_for_each(|chain| tools.remove_chain("nat", &rules, chain, |_| true))?;
     }
     Ok(())
-}
-
-/// Remove the jumps that are `ours`, and the chain where no others are left.
-fn remove(tools: &Tools, rules: &[String], chain: &str, ours: impl Fn(&str) -> bool) -> Result<()> {
-    if !rules.iter().any(|rule| rule.strip_prefix("-N ") == Some(chain)) {
-        return Ok(());
-    }
-    let jump = format!(" -j {chain}");
-    let jumps = rules.iter().filter(|rule| rule.ends_with(&jump)).filter_map(|rule| rule.strip_prefix("-A "));
-    let (ours, others): (Vec<_>, Vec<_>) = jumps.partition(|jump| ours(jump));
-    let mut lines: Vec<_> = ours.iter().map(|rule| format!("-D {rule}")).collect();
-    if others.is_empty() {
-        lines.extend([format!("-F {chain}"), format!("-X {chain}")]);
-    }
-    tools.restore("nat", &lines)
 }
 
 fn chain(of: &Masquerade<'_>) -> String {
