@@ -88,8 +88,6 @@ fn integrated(conf: &Conf) -> Result<Chain> {
     if fields.get("firewall").is_some() {
         chain = chain.then(Firewall::new(conf.section("firewall")?));
     }
-    if fields.get("portmap").is_some() || has_runtime("portMappings") {
-        chain = chain.then(PortMap::new(conf.section("portmap")?));
-    }
-    Ok(chain)
+    // DEL removes what was mapped, though a runtime need not say it again.
+    Ok(chain.then(PortMap::new(conf.section("portmap")?)))
 }

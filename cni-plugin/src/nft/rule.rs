@@ -40,6 +40,7 @@ pub(super) const UDATA_OWNER: u8 = 0x77;
 /// With its final NUL (`NFTNL_UDATA_COMMENT_MAXLEN`).
 const COMMENT_MAX: usize = 128;
 
+#[allow(clippy::wrong_self_convention)] // They read as the rule's own words.
 impl<'a> Rule<'a> {
     pub fn new(chain: Chain<'a>) -> Rule<'a> {
         let versioned = matches!(chain.family, Family::Ip | Family::Ip6);

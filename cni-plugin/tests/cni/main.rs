@@ -7,6 +7,7 @@ mod firewall;
 mod ipam;
 mod loopback;
 mod node;
+mod portmap;
 mod protocol;
 mod removal;
 mod tuning;
