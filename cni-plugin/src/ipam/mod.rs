@@ -1,6 +1,7 @@
 //! Addresses for an attachment: host-local in this process, any other IPAM
 //! plugin by executing it.
 
+mod boot;
 mod ranges;
 mod store;
 
@@ -19,6 +20,7 @@ use crate::protocol::exec::{self, Program};
 use crate::protocol::fields::Fields;
 use crate::protocol::request::{Command, Request, parse_address};
 use crate::protocol::result::{Attachment, Dns, IpConfig, Route};
+use boot::Boot;
 use ranges::RangeSet;
 use store::{Owner, Store};
 
@@ -100,6 +102,31 @@ impl<'a> Ipam<'a> {
             }
         }
     }
+
+    /// Release what belongs to no valid attachment.
+    pub fn gc(&self, valid: &Valid) -> Result<()> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal(conf) => {
+                let dir = directory(conf)?;
+                if !dir.exists() {
+                    return Ok(());
+                }
+                Store::open(&dir)?.retain(|id, ifname| match ifname {
+                    Some(ifname) => valid.contains(id, ifname),
+                    None => valid.iter().any(|(valid, _)| valid == id),
+                })
+            }
+            Ipam::Foreign(conf, plugin) => plugin.run(Command::Gc, &valid.put_into(conf)).map(drop),
+        }
+    }
+
+    pub fn status(&self) -> Result<()> {
+        match self {
+            Ipam::None | Ipam::HostLocal(_) => Ok(()),
+            Ipam::Foreign(conf, plugin) => plugin.run(Command::Status, &conf.to_bytes()).map(drop),
+        }
+    }
 }
 
 /// host-local as a plugin by itself.
@@ -130,8 +157,8 @@ impl Plugin for HostLocalPlugin {
         self.ipam().check(&site.request, prev)
     }
 
-    fn gc(&self, _: &str, _: &Valid) -> Result<()> {
-        Ok(())
+    fn gc(&self, _: &str, valid: &Valid) -> Result<()> {
+        self.ipam().gc(valid)
     }
 }
 
@@ -158,6 +185,9 @@ impl<'a> HostLocal<'a> {
         let routes = parse_routes(&self.ipam, "ipam.routes")?;
         let owner = owner(request);
         let store = Store::open(&self.dir)?;
+        if let Some(boot) = Boot::current() {
+            store.forget_earlier_boots(&boot)?;
+        }
         let mut ips = Vec::new();
         if let Err(e) = self.allocate(&store, &owner, fresh, &mut ips) {
             let reserved: Vec<_> = ips.iter().map(|ip| ip.address.ip()).collect();

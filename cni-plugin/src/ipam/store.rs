@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::boot::Boot;
 use super::ranges::{Range, RangeSet};
 use crate::protocol::error::{Error, Result};
 use crate::protocol::request::is_identifier;
@@ -125,6 +126,33 @@ impl Store {
         Ok(if mine.is_empty() { with(&owner.container_id) } else { mine })
     }
 
+    /// Release all but what `is_valid` says yes to, which gets the container ID and
+    /// the interface; files of old host-locals hold none. Torn files go, too.
+    pub fn retain(&self, is_valid: impl Fn(&str, Option<&str>) -> bool) -> Result<()> {
+        let stale = |ip: &IpAddr| {
+            let content = self.content(*ip).unwrap_or_default();
+            match content.split_once("\r\n") {
+                Some((id, ifname)) => !is_valid(id, Some(ifname)),
+                None => !is_valid(&content, None),
+            }
+        };
+        let _ = fs::remove_file(self.dir.join(TEMPORARY));
+        self.list()?.into_iter().filter(stale).try_for_each(|ip| self.remove(ip))
+    }
+
+    /// Once a boot: release what was reserved before it, since nothing that was
+    /// then is there still. Also where another host-local wrote it.
+    pub fn forget_earlier_boots(&self, boot: &Boot) -> Result<()> {
+        let marker = self.dir.join(BOOT);
+        if fs::read_to_string(&marker).is_ok_and(|id| id == boot.id) {
+            return Ok(());
+        }
+        let written = |ip: &IpAddr| fs::metadata(self.path(*ip)).and_then(|file| file.modified());
+        let earlier = |ip: &IpAddr| written(ip).is_ok_and(|time| time < boot.began);
+        self.list()?.into_iter().filter(earlier).try_for_each(|ip| self.remove(ip))?;
+        self.replace(&marker, boot.id.as_bytes())
+    }
+
     fn last_reserved(&self, set_index: usize) -> Option<IpAddr> {
         fs::read_to_string(self.dir.join(last_file(set_index))).ok()?.trim().parse().ok()
     }
@@ -172,6 +200,8 @@ impl Store {
     }
 }
 
+/// Holds the boot that reservations were last made in.
+const BOOT: &str = ".weft.boot";
 /// One name is enough under the lock, and what a crash leaves is overwritten.
 const TEMPORARY: &str = ".weft.tmp";
 
@@ -193,6 +223,7 @@ fn is_torn(content: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::{Duration, SystemTime};
 
     use proptest::prelude::*;
     use serde_json::json;
@@ -267,6 +298,36 @@ mod tests {
         let torn: IpAddr = [10, 0, 0, 99].into();
         fs::write(store.path(torn), "").map_err(Error::internal)?;
         assert_eq!(store.next(&owner(999), 0, &set)?.map(|(ip, _)| ip), Some(torn));
+        Ok(())
+    }
+
+    #[test]
+    fn reservations_of_an_earlier_boot_are_forgotten_once_a_boot() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(Error::internal)?;
+        let store = Store::open(dir.path())?;
+        let began = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let reserve = |n: u8, at: SystemTime| -> Result<IpAddr> {
+            let owner = Owner { container_id: format!("c{n}"), ifname: "eth0".into() };
+            let ip = [10, 0, 0, n].into();
+            assert!(store.reserve(&owner, 0, ip)?);
+            File::open(store.path(ip)).and_then(|file| file.set_modified(at)).map_err(Error::internal)?;
+            Ok(ip)
+        };
+        let boot = |id: &str, began| Boot { id: id.into(), began };
+
+        // Taken over in mid-flight: what is of this boot stays, whoever wrote it.
+        reserve(2, began - second)?;
+        let live = reserve(3, began)?;
+        store.forget_earlier_boots(&boot("one", began))?;
+        assert_eq!(store.list()?, HashSet::from([live]));
+        // The clock is set right: all that is there looks older than the boot.
+        store.forget_earlier_boots(&boot("one", began + minute))?;
+        assert_eq!(store.list()?, HashSet::from([live]));
+        // The machine was started again, and another plugin was here first.
+        let live = reserve(4, began + minute)?;
+        store.forget_earlier_boots(&boot("two", began + minute))?;
+        assert_eq!(store.list()?, HashSet::from([live]));
         Ok(())
     }
 

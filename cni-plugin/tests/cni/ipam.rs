@@ -136,3 +136,21 @@ fn another_ipam_plugin_and_another_delegate_are_executed() {
     node.conf["delegate"] = json!({ "type": "absent" });
     assert!(node.add("b", &pod).error().1.contains("absent"));
 }
+
+/// The machine's own boot, and files from before it.
+#[test]
+fn addresses_from_before_the_boot_are_free_again() {
+    let node = Node::new("cni-boot", V4);
+    let dir = node.host.dir().join("networks/cbr0");
+    fs::create_dir_all(&dir).unwrap();
+    for n in [2, 3] {
+        fs::write(dir.join(format!("10.5.17.{n}")), format!("c{n}\r\neth0")).unwrap();
+    }
+    let old = fs::File::open(dir.join("10.5.17.2")).unwrap();
+    old.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(86400)).unwrap();
+    let pod = node.pod("a");
+    assert_eq!(ips(&node.add("a", &pod).result())[0].to_string(), "10.5.17.2");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(fs::read_to_string(dir.join(".weft.boot")).unwrap(), boot.trim());
+    assert!(dir.join("10.5.17.3").exists());
+}
