@@ -42,6 +42,8 @@ if [ "$want" = test ]; then
     need docker "$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io)"
     need_file /bin/busybox busybox-static
     need systemd-analyze systemd
+    # A kernel whose bridges tell VLANs apart, where this one's do not.
+    unshare -rn ip link add br9 type bridge vlan_filtering 1 2>/dev/null || need linux.uml user-mode-linux
 fi
 # rustup reads rust-toolchain.toml and brings the very compiler it names.
 if ! command -v cargo >/dev/null 2>&1; then

@@ -85,6 +85,8 @@ impl Chain {
     }
 }
 
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+
 /// The attachments of a network that are in use: `cni.dev/valid-attachments` of
 /// a GC.
 #[derive(Clone, Debug)]
@@ -95,7 +97,7 @@ impl Valid {
     /// GC would remove everything: that is an error.
     pub fn of(conf: &Conf) -> Result<Valid> {
         let fields = conf.fields();
-        let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        let keys = [VALID_ATTACHMENTS, "cni.dev/attachments"];
         let Some(key) = keys.into_iter().find(|key| fields.get(key).is_some()) else {
             return Err(Error::new(Code::NetworkConfig, format!("{}: missing, and GC needs it", keys[0])));
         };
@@ -119,9 +121,10 @@ impl Valid {
         self.0.iter().map(|(id, ifname)| (id.as_str(), ifname.as_str()))
     }
 
-    /// As the specification has it, to be passed on to another plugin.
-    pub fn to_json(&self) -> serde_json::Value {
-        self.iter().map(|(id, ifname)| json!({ "containerID": id, "ifname": ifname })).collect()
+    /// What another plugin is given for its GC.
+    pub fn put_into(&self, conf: &Conf) -> Vec<u8> {
+        let list = self.iter().map(|(id, ifname)| json!({ "containerID": id, "ifname": ifname })).collect();
+        conf.with(VALID_ATTACHMENTS, list).to_bytes()
     }
 }
 

@@ -5,8 +5,8 @@
 mod bandwidth;
 mod bridge;
 mod chain;
-mod firewall;
 mod flannel;
+mod identity;
 mod ipam;
 mod iptables;
 mod kernel;
@@ -29,6 +29,9 @@ use kind::Kind;
 /// What the process does: the environment and standard input in, standard
 /// output and the exit status out.
 pub fn main() -> ExitCode {
+    if let Err(e) = kernel::capabilities::drop_needless() {
+        eprintln!("weft-cni: capabilities that are not needed could not be dropped: {e}");
+    }
     let kind = Kind::of_program(&env::args_os().next().unwrap_or_default());
     let reply = protocol::serve(kind, io::stdin().lock(), |name| env::var(name).ok());
     if io::stdout().write_all(reply.output.as_bytes()).is_err() {

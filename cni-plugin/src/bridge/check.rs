@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use weft::model::IfName;
 
-use super::wiring::Wiring;
+use super::config::Config;
 use crate::ipam::Ipam;
 use crate::kernel::netns::NetNs;
 use crate::kernel::{Kernel, Link};
@@ -15,7 +15,7 @@ use crate::protocol::request::Request;
 use crate::protocol::result::{Attachment, Interface};
 
 pub fn check(conf: &Conf, request: &Request, prev: &Attachment) -> Result<()> {
-    let bridge = Wiring::parse(conf, request)?;
+    let bridge = Config::parse(conf, request)?;
     let netns = NetNs::of(request)?;
     Ipam::of(conf)?.check(request, prev)?;
 
@@ -41,7 +41,7 @@ pub fn check(conf: &Conf, request: &Request, prev: &Attachment) -> Result<()> {
     Err(wrong(request.ifname, "its other end is not among the host's interfaces of prevResult"))
 }
 
-fn check_bridge(bridge: &Wiring, link: &Link, prev: &Attachment) -> Result<()> {
+fn check_bridge(bridge: &Config, link: &Link, prev: &Attachment) -> Result<()> {
     if !link.is_bridge {
         return Err(wrong(bridge.name, "is not a bridge"));
     }

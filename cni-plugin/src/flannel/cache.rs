@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::chain::Site;
+use crate::chain::{Site, Valid};
+use crate::identity;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::{Error, Result};
 
@@ -46,7 +47,7 @@ impl Cache {
             .mode(0o700)
             .create(&self.dir)
             .map_err(|e| Error::io("create directory", &self.dir, &e))?;
-        let temporary = self.own.with_extension_appended(".tmp");
+        let temporary = self.temporary();
         let write = || {
             // A second name of the file in place, left by a crash, must not be
             // written through.
@@ -77,8 +78,15 @@ impl Cache {
         if self.flannel_is_ours() {
             remove(&self.flannel)?;
         }
-        remove(&self.own.with_extension_appended(".tmp"))?;
+        remove(&self.temporary())?;
         remove(&self.own)
+    }
+
+    /// It says whose it is even when a crash left it empty.
+    fn temporary(&self) -> PathBuf {
+        let mut name = self.own.as_os_str().to_owned();
+        name.push(format!(":{:06x}", identity::tag(&self.network)));
+        name.into()
     }
 
     /// flannel's file is this attachment's if it is the same file; or, where
@@ -98,21 +106,42 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Conf> {
     Conf::parse(bytes, &format!("saved config {}", path.display()))
 }
 
+/// Remove the files of the network's attachments that are not valid.
+pub fn collect(dir: &Path, network: &str, valid: &Valid) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|e| Error::io("read directory", dir, &e))?,
+    };
+    let names: Vec<_> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let (plain, own): (Vec<_>, Vec<_>) =
+        names.iter().map(|name| dir.join(name)).zip(&names).partition(|(_, name)| !name.contains(':'));
+    let stale = |(path, name): &(PathBuf, &String)| match name.split(':').collect::<Vec<_>>()[..] {
+        [id, ifname] => !valid.contains(id, ifname) && network_of(path).is_none_or(|of| of == network),
+        [_, _, tag] => tag == format!("{:06x}", identity::tag(network)),
+        _ => false,
+    };
+    let stale: Vec<_> = own.into_iter().filter(stale).collect();
+    let inodes: Vec<_> = stale.iter().filter_map(|(path, _)| inode(path)).collect();
+    // flannel's name of a stale one, or of one that flannel made.
+    let stale_plain = |(path, name): &(PathBuf, &String)| {
+        inode(path).is_some_and(|inode| inodes.contains(&inode))
+            || network_of(path).is_some_and(|of| of == network) && !valid.iter().any(|(id, _)| id == *name)
+    };
+    let plain = plain.into_iter().filter(stale_plain).collect::<Vec<_>>();
+    plain.iter().chain(&stale).try_for_each(|(path, _)| remove(path))
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|file| file.ino())
+}
+
+fn network_of(path: &Path) -> Option<String> {
+    Some(Conf::parse(&fs::read(path).ok()?, "").ok()?.network)
+}
+
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
         _ => Ok(()),
-    }
-}
-
-trait Append {
-    fn with_extension_appended(&self, suffix: &str) -> PathBuf;
-}
-
-impl Append for Path {
-    fn with_extension_appended(&self, suffix: &str) -> PathBuf {
-        let mut name = self.as_os_str().to_owned();
-        name.push(suffix);
-        name.into()
     }
 }

@@ -6,6 +6,7 @@ mod cache;
 mod subnet;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ const DATA_DIR: &str = "/var/lib/cni/flannel";
 pub struct Flannel {
     conf: Conf,
     subnet_file: PathBuf,
+    /// How long ADD waits for that file.
+    subnet_wait: Duration,
     data_dir: PathBuf,
     delegate: Object,
     ipam: Object,
@@ -37,7 +40,7 @@ pub struct Flannel {
 
 impl Plugin for Flannel {
     fn add(&self, site: &Site, result: &mut Attachment) -> Result<()> {
-        let delegate = self.render(&subnet::wait(&self.subnet_file)?)?;
+        let delegate = self.render(&subnet::wait(&self.subnet_file, self.subnet_wait)?)?;
         let cache = self.cache(site);
         // Saved first: whatever happens from here on, DEL knows what to undo. But
         // a repeated ADD, which fails, leaves the first one's.
@@ -75,13 +78,21 @@ impl Plugin for Flannel {
         }
     }
 
-    /// What DEL does leaves nothing to collect; flannel's plugin answers the same.
-    fn gc(&self, _: &str, _: &Valid) -> Result<()> {
-        Ok(())
+    fn gc(&self, network: &str, valid: &Valid) -> Result<()> {
+        let delegate = self.render_for_now()?;
+        let done = match foreign(&delegate)? {
+            Some(plugin) => plugin.run(Command::Gc, &valid.put_into(&delegate)).map(drop),
+            None => Bridge::new(delegate).gc(network, valid),
+        };
+        done.and(cache::collect(&self.data_dir, network, valid))
     }
 
     fn status(&self) -> Result<()> {
-        subnet::status(&self.subnet_file)
+        let delegate = self.render(&subnet::status(&self.subnet_file)?)?;
+        match foreign(&delegate)? {
+            Some(plugin) => plugin.run(Command::Status, &delegate.to_bytes()).map(drop),
+            None => Bridge::new(delegate).status(),
+        }
     }
 }
 
@@ -94,6 +105,7 @@ impl Flannel {
         Ok(Flannel {
             conf: conf.clone(),
             subnet_file: path("subnetFile", SUBNET_FILE)?,
+            subnet_wait: Duration::from_secs(fields.number("subnetWait", 0..=600)?.unwrap_or(3).into()),
             data_dir: path("dataDir", DATA_DIR)?,
             delegate: delegate(&fields)?,
             ipam: copy(fields.object("ipam")?.and_then(|_| fields.get("ipam"))),

@@ -8,13 +8,12 @@ use weft::model::SubnetEnv;
 
 use crate::protocol::error::{Code, Error, Result};
 
-/// How long ADD waits for a daemon that is starting. The runtime tries again
-/// later, so this only bridges the race.
-const LIMIT: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(20);
 
-pub fn wait(path: &Path) -> Result<SubnetEnv> {
-    let deadline = Instant::now() + LIMIT;
+/// For a daemon that is starting, `limit` at most: the runtime tries again later,
+/// so this only bridges the race.
+pub fn wait(path: &Path, limit: Duration) -> Result<SubnetEnv> {
+    let deadline = Instant::now() + limit;
     loop {
         match read(path) {
             Err(e) if e.code == Code::TryAgainLater as u64 && Instant::now() < deadline => {
@@ -26,11 +25,8 @@ pub fn wait(path: &Path) -> Result<SubnetEnv> {
 }
 
 /// Whether ADD could work now.
-pub fn status(path: &Path) -> Result<()> {
-    match read(path) {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Error { code: Code::NotAvailable as u64, ..e }),
-    }
+pub fn status(path: &Path) -> Result<SubnetEnv> {
+    read(path).map_err(|e| Error { code: Code::NotAvailable as u64, ..e })
 }
 
 pub fn read(path: &Path) -> Result<SubnetEnv> {

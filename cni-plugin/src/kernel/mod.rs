@@ -1,9 +1,11 @@
 //! Links, addresses, routes and sysctls of the namespace the thread is in.
 
+pub mod capabilities;
 pub mod netns;
 mod route;
 pub mod settings;
 pub mod tc;
+pub mod vlan;
 
 use std::fs;
 use std::net::IpAddr;
@@ -13,8 +15,8 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
@@ -32,7 +34,10 @@ pub struct Link {
     pub index: u32,
     pub name: String,
     pub mac: Option<Mac>,
+    pub group: u32,
     pub is_bridge: bool,
+    /// Of a bridge: it tells VLANs apart.
+    pub filters_vlans: bool,
     pub is_veth: bool,
     pub is_ifb: bool,
     pub is_up: bool,
@@ -46,6 +51,15 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of a veth's other end, in that end's namespace.
     pub peer: Option<u32>,
+    /// That namespace is another.
+    peer_elsewhere: bool,
+}
+
+impl Link {
+    /// It is a veth with both ends in this namespace.
+    pub fn peer_is_here(&self) -> bool {
+        self.is_veth && self.peer.is_some() && !self.peer_elsewhere
+    }
 }
 
 /// An address of a link.
@@ -60,14 +74,23 @@ pub struct Address {
 /// What is wanted of a veth pair.
 #[derive(Debug)]
 pub struct VethPair<'a> {
+    /// The end that is a bridge's port.
     pub host: IfName,
-    /// Bridge of the host's end.
     pub master: u32,
-    pub container: IfName,
-    pub netns: BorrowedFd<'a>,
-    /// Of the container's end; chosen by the kernel if absent.
-    pub mac: Option<Mac>,
+    /// `IFLA_GROUP` of the host's end.
+    pub group: u32,
+    pub peer: Peer<'a>,
     pub mtu: Option<u32>,
+}
+
+/// The other end.
+#[derive(Debug)]
+pub struct Peer<'a> {
+    pub name: IfName,
+    /// None for the host's own.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// Chosen by the kernel if absent.
+    pub mac: Option<Mac>,
 }
 
 /// Bridge port options of a host's end.
@@ -116,14 +139,25 @@ impl Kernel {
 
     /// False when a link of that name exists. A bridge that is made with a MAC
     /// keeps it; otherwise it would follow its ports'.
-    pub fn create_bridge(&mut self, name: IfName, mtu: Option<u32>, mac: Mac) -> Result<bool> {
+    pub fn create_bridge(
+        &mut self,
+        name: IfName,
+        mtu: Option<u32>,
+        mac: Mac,
+        filters_vlans: bool,
+    ) -> Result<bool> {
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
         message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+        let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
+        if filters_vlans {
+            info.push(LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])));
+        }
+        message.attributes.push(LinkAttribute::LinkInfo(info));
         match self.0.request(Request::create(RouteNetlinkMessage::NewLink(message))) {
             Ok(()) => Ok(true),
             Err(cause) if cause.errno() == Some(libc::EEXIST) => Ok(false),
+            Err(cause) if filters_vlans => Err(cause.of(format!("bridge {name} with VLAN filtering")).into()),
             Err(cause) => Err(cause.of(format!("bridge {name}")).into()),
         }
     }
@@ -131,11 +165,12 @@ impl Kernel {
     /// Both ends, each in its namespace and the host's end on its bridge, by one
     /// request: no crash leaves half of it.
     pub fn create_veth(&mut self, pair: &VethPair<'_>) -> std::result::Result<(), Cause> {
-        let mut peer = named(pair.container);
+        let mut peer = named(pair.peer.name);
         peer.attributes.extend(pair.mtu.map(LinkAttribute::Mtu));
-        peer.attributes.extend(pair.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        peer.attributes.push(LinkAttribute::NetNsFd(pair.netns.as_raw_fd()));
+        peer.attributes.extend(pair.peer.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        peer.attributes.extend(pair.peer.netns.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd())));
         let mut message = named(pair.host);
+        message.attributes.push(LinkAttribute::Group(pair.group));
         message.attributes.extend(pair.mtu.map(LinkAttribute::Mtu));
         message.attributes.push(LinkAttribute::Controller(pair.master));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -171,6 +206,14 @@ impl Kernel {
         let mut message = named(name);
         message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
         self.0.request(change_link(message)).map_err(|c| c.of(format!("link {name} address {mac}")).into())
+    }
+
+    /// False when there is none of that name.
+    pub fn delete_named(&mut self, name: IfName) -> Result<bool> {
+        match self.link(name)? {
+            Some(link) => self.delete_link(link.index),
+            None => Ok(false),
+        }
     }
 
     /// False when it is gone already.
@@ -284,7 +327,9 @@ impl From<&LinkMessage> for Link {
             index: message.header.index,
             name: String::new(),
             mac: None,
+            group: 0,
             is_bridge: false,
+            filters_vlans: false,
             is_veth: false,
             is_ifb: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
@@ -295,12 +340,15 @@ impl From<&LinkMessage> for Link {
             tx_queue_len: 0,
             master: None,
             peer: None,
+            peer_elsewhere: false,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::TxQueueLen(length) => link.tx_queue_len = *length,
+                LinkAttribute::Group(group) => link.group = *group,
+                LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
                 LinkAttribute::OperState(state) => link.carries = *state == State::Up,
                 LinkAttribute::Promiscuity(count) => link.promiscuous = *count > 0,
@@ -310,12 +358,18 @@ impl From<&LinkMessage> for Link {
                     link.is_bridge |= infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                     link.is_veth |= infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                     link.is_ifb |= infos.contains(&LinkInfo::Kind(InfoKind::Ifb));
+                    link.filters_vlans |= infos.iter().any(filters_vlans);
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+fn filters_vlans(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Bridge(options)) = info else { return false };
+    options.contains(&InfoBridge::VlanFiltering(true))
 }
 
 fn named(name: IfName) -> LinkMessage {

@@ -40,7 +40,6 @@ pub(super) const UDATA_OWNER: u8 = 0x77;
 /// With its final NUL (`NFTNL_UDATA_COMMENT_MAXLEN`).
 const COMMENT_MAX: usize = 128;
 
-#[allow(clippy::wrong_self_convention)] // They read as the rule's own words.
 impl<'a> Rule<'a> {
     pub fn new(chain: Chain<'a>) -> Rule<'a> {
         let versioned = matches!(chain.family, Family::Ip | Family::Ip6);
@@ -97,14 +96,14 @@ impl<'a> Rule<'a> {
     }
 
     /// `iifname "veth0"`.
-    pub fn from_link(self, link: IfName) -> Self {
+    pub fn arriving_by(self, link: IfName) -> Self {
         let mut name = link.to_string().into_bytes();
         name.resize(libc::IFNAMSIZ, 0);
         self.meta(libc::NFT_META_IIFNAME).compare(Is::Equal, name)
     }
 
     /// `ether saddr 02:00:00:00:00:01`, for a chain of the bridge family.
-    pub fn from_mac(self, mac: Mac) -> Self {
+    pub fn sent_by(self, mac: Mac) -> Self {
         self.payload(libc::NFT_PAYLOAD_LL_HEADER, 6, 6).compare(Is::Equal, mac.0.to_vec())
     }
 

@@ -135,9 +135,9 @@ fn spoof_check(batch: &mut Batch) {
     batch.chain(link, None);
     batch.chain(mac, None);
     let rules = [
-        Rule::new(prerouting).from_link("veth0".parse().unwrap()).jump(link.name),
+        Rule::new(prerouting).arriving_by("veth0".parse().unwrap()).jump(link.name),
         Rule::new(link).jump(mac.name),
-        Rule::new(mac).from_mac("02:00:00:00:00:01".parse().unwrap()).back(),
+        Rule::new(mac).sent_by("02:00:00:00:00:01".parse().unwrap()).back(),
         Rule::new(mac).drop(),
     ];
     for rule in rules {

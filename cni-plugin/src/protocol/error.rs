@@ -11,7 +11,6 @@ use super::version::Version;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     IncompatibleVersion = 1,
-    UnsupportedField = 2,
     Environment = 4,
     Io = 5,
     Decoding = 6,

@@ -17,10 +17,12 @@ use super::request::Command;
 pub struct Program(PathBuf);
 
 impl Program {
-    /// `name` has no path separators: the config's parser refuses them.
+    /// `name` has no path separators: the config's parser refuses them. A folder
+    /// that is empty or relative would be one of the caller's working directory.
     pub fn find(name: &str) -> Result<Program> {
         let path = env::var_os("CNI_PATH").unwrap_or_default();
-        let found = env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+        let folders = env::split_paths(&path).filter(|dir| dir.is_absolute());
+        let found = folders.map(|dir| dir.join(name)).find(|file| file.is_file());
         found.map(Program).ok_or_else(|| {
             let msg = format!("plugin {name:?} is not in CNI_PATH {:?}", path.to_string_lossy());
             Error::new(Code::NetworkConfig, msg)

@@ -79,12 +79,6 @@ impl<'a> Fields<'a> {
         Error::field(self.place(key), value, expected)
     }
 
-    pub fn unsupported(&self, key: &str, accepted: impl Display) -> Error {
-        let value = self.get(key).unwrap_or(&Value::Null);
-        let msg = format!("{}: {value} is not supported: accepted is {accepted}", self.place(key));
-        Error::new(Code::UnsupportedField, msg)
-    }
-
     pub fn place(&self, key: &str) -> String {
         if self.at.is_empty() { key.to_owned() } else { format!("{}.{key}", self.at) }
     }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use weft::model::{IfName, Mac};
 
 use super::error::{Code, Error, Result};
 use super::version::Version;
@@ -65,6 +66,14 @@ pub struct Route {
     pub table: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<u8>,
+}
+
+impl Interface {
+    /// `sandbox` is the container's namespace, empty for the host.
+    pub fn of(name: IfName, mac: Option<Mac>, sandbox: String) -> Interface {
+        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
+        Interface { name: name.to_string(), mac, sandbox, ..Interface::default() }
+    }
 }
 
 impl Route {

@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::node::{DUAL, Node, Outcome, V4, ips, names};
+use serde_json::json;
+
+use crate::node::{DUAL, Node, Outcome, V4, ips, names, run};
 
 /// Killed at moments spread over the time the command takes and a little more.
 #[test]
@@ -38,6 +40,47 @@ fn after_a_kill_in_the_middle_of_add_or_del_a_del_leaves_nothing() {
         pod.remove().unwrap();
     }
     assert!(killed >= rounds / 4, "only {killed} of {rounds} were caught in the middle");
+}
+
+/// The runtime is gone, too: nobody calls DEL, only GC when it is back.
+#[test]
+fn after_kills_in_the_middle_of_add_and_del_a_gc_leaves_what_is_valid() {
+    let mut node = Node::new("cni-killgc", DUAL);
+    node.conf["cniVersion"] = json!("1.1.0");
+    node.conf["delegate"]["macspoofchk"] = json!(true);
+    let pod = node.pod("valid");
+    node.add("valid", &pod).result();
+    let before = (node.reservations(), node.veths(), node.cache(), spoof_chains(&node));
+    let start = Instant::now();
+    let probe = node.pod("probe");
+    node.add("probe", &probe).result();
+    let usual = start.elapsed();
+    let rounds = 60;
+    let mut killed = 0;
+    let pods: Vec<_> = (0..rounds).map(|round| node.pod(&format!("p{round}"))).collect();
+    for (round, pod) in (0..rounds).zip(&pods) {
+        let id = format!("c{round}");
+        let command = if round % 3 == 0 { "DEL" } else { "ADD" };
+        if command == "DEL" {
+            node.add(&id, pod).result();
+        }
+        let mut victim = node.start(command, &id, "eth0", Some(&pod.path()), None);
+        thread::sleep(usual * round * 5 / 4 / rounds);
+        victim.kill().unwrap();
+        killed += u32::from(!victim.wait().unwrap().success());
+    }
+    assert!(killed >= rounds / 4, "only {killed} of {rounds} were caught in the middle");
+    let mut conf = node.conf.clone();
+    conf["cni.dev/valid-attachments"] = json!([{ "containerID": "valid", "ifname": "eth0" }]);
+    node.give("GC", &conf).result();
+    assert_eq!((node.reservations(), node.veths(), node.cache(), spoof_chains(&node)), before);
+    assert!(!node.host.dir().join("networks/cbr0/.weft.tmp").exists());
+    assert_eq!(pod.ping("10.5.17.1".parse().unwrap(), 1).unwrap().lost(), 0);
+}
+
+fn spoof_chains(node: &Node) -> String {
+    let listed = run(node.host.command("nft").args(["list", "table", "bridge", "nat"]));
+    listed.lines().filter(|line| line.contains("cni-br-iface")).collect()
 }
 
 #[test]

@@ -3,12 +3,15 @@
 
 mod bandwidth;
 mod crash;
-mod firewall;
+mod gc;
 mod ipam;
 mod loopback;
 mod node;
-mod portmap;
+mod ports;
 mod protocol;
 mod removal;
+mod security;
 mod tuning;
+mod uml;
+mod vlan;
 mod wiring;

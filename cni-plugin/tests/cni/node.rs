@@ -73,6 +73,11 @@ impl Node {
         Outcome::of(self.start(command, id, ifname, netns, prev))
     }
 
+    /// A command that is about no container, with another config.
+    pub fn give(&self, command: &str, conf: &Value) -> Outcome {
+        Outcome::of(self.start_program(self.host.command(&self.plugin), conf, command, "", "", None))
+    }
+
     /// The plugin with its config already given to it.
     pub fn start(
         &self,
@@ -104,7 +109,7 @@ impl Node {
         Chained { node: self, program: link.into(), arguments: Vec::new(), conf }
     }
 
-    fn start_program(
+    pub fn start_program(
         &self,
         mut program: Command,
         conf: &Value,
@@ -133,7 +138,8 @@ impl Node {
     /// Names and contents of the reservations.
     pub fn reservations(&self) -> Vec<(String, String)> {
         let mut found = files(&self.host.dir().join("networks/cbr0"));
-        found.retain(|(name, _)| name != "lock" && !name.starts_with("last_reserved_ip."));
+        let kept = ["lock", "last_reserved_ip.", ".weft.boot"];
+        found.retain(|(name, _)| !kept.iter().any(|kept| name.starts_with(kept)));
         found
     }
 
@@ -220,7 +226,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn of(child: Child) -> Outcome {
+    pub fn of(child: Child) -> Outcome {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let json = serde_json::from_str(&text).unwrap_or(Value::Null);

@@ -38,9 +38,10 @@ fn errors_have_the_specifications_codes_and_name_what_is_wrong() {
     let pod = node.pod("a");
     let cases = [
         ("/cniVersion", json!("7.0.0"), 1, "7.0.0"),
-        ("/delegate/vlan", json!(7), 2, "vlan: 7"),
-        ("/delegate/macspoofchk", json!(true), 2, "macspoofchk: true"),
         ("/delegate/vlan", json!(4095), 7, "vlan: 4095"),
+        ("/delegate/vlanTrunk", json!([{ "minID": 7 }]), 7, "vlanTrunk[0].maxID"),
+        ("/delegate/disableContainerInterface", json!(true), 7, "ipam.type"),
+        ("/subnetWait", json!(601), 7, "subnetWait: 601"),
         ("/delegate/mtu", json!("big"), 7, "mtu: \\\"big\\\""),
         ("/delegate/mtu", json!(67), 7, "mtu: 67"),
         ("/runtimeConfig", json!({ "mac": "ff:ff:ff:ff:ff:ff" }), 7, "a unicast MAC"),

@@ -59,6 +59,26 @@ fn the_hosts_end_goes_by_prev_result_while_a_process_holds_the_namespace() {
     holder.wait().unwrap();
 }
 
+/// Known by its name alone, while a process holds the namespace; and what another
+/// container has where the namespace was is left alone.
+#[test]
+fn the_hosts_end_goes_while_a_process_holds_the_namespace() {
+    let node = Node::new("cni-byname", V4);
+    let (pod, other) = (node.pod("a"), node.pod("b"));
+    node.add("a", &pod).result();
+    node.add("b", &other).result();
+    let mut holder = pod.command("sleep").arg("60").spawn().unwrap();
+    pod.remove().unwrap();
+    fs::remove_dir_all(node.host.dir().join("flannel")).unwrap();
+    node.call("DEL", "a", "eth0", Some(&other.path()), None).result();
+    assert_eq!((node.veths().len(), node.reservations().len()), (1, 1));
+    assert_eq!(other.ping("10.5.17.1".parse().unwrap(), 1).unwrap().lost(), 0);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    node.del("b", &other).result();
+    node.assert_empty();
+}
+
 #[test]
 fn a_failed_add_leaves_nothing_and_a_repeated_one_leaves_the_first() {
     let mut node = Node::new("cni-undo", V4);

@@ -127,7 +127,9 @@ fn kind(link: &Value) -> String {
 /// A link's settings by dotted names, without what the kernel counts, times or
 /// learns: numbers of links and ports, timers, carrier.
 fn flat(link: &Value) -> Map<String, Value> {
-    const LEFT_OUT: [&str; 22] = [
+    const LEFT_OUT: [&str; 23] = [
+        // By it we tell our own.
+        "group",
         "ifindex",
         "ifname",
         "link",
