@@ -40,6 +40,9 @@ if [ "$want" = test ]; then
     need dockerd docker.io
     # From Debian 13 on the client is a package of its own.
     need docker "$(apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io)"
+    need containerd containerd
+    need podman podman
+    need runc runc
     need_file /bin/busybox busybox-static
     need systemd-analyze systemd
     # A kernel whose bridges tell VLANs apart, where this one's do not.
@@ -68,7 +71,9 @@ if [ -n "$missing" ]; then
     held=""
     case "$missing" in *etcd-server*) held="$held etcd.service" ;; esac
     case "$missing" in *prometheus*) held="$held prometheus.service" ;; esac
-    case "$missing" in *docker.io*) held="$held docker.service docker.socket" ;; esac
+    case "$missing" in *docker.io*) held="$held docker.service docker.socket containerd.service" ;; esac
+    case "$missing" in *containerd*) held="$held containerd.service" ;; esac
+    case "$missing" in *podman*) held="$held podman.service podman.socket podman-restart.service podman-auto-update.timer" ;; esac
     [ -d /run/systemd/system ] || held=""
     # shellcheck disable=SC2086 # a list of units
     [ -z "$held" ] || $sudo systemctl mask $held

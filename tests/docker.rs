@@ -3,14 +3,16 @@
 
 #![cfg(test)]
 
+#[path = "common/node.rs"]
+mod node;
+
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use netns_harness::{Daemon, Host, Lab, wait_until};
+use netns_harness::{Daemon, Lab, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
+use crate::node::{Node, SOON};
+
 /// Debian's busybox-static: a whole container in one file.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -37,58 +39,6 @@ fn containers_of_two_dockers_reach_each_other() {
     }
 }
 
-/// A host with a daemon of ours.
-struct Node {
-    daemon: Daemon,
-    host: Host,
-}
-
-impl Node {
-    fn new(lab: &Lab, name: &str) -> Node {
-        let host = lab.host(name).unwrap();
-        let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
-        command
-            .args(["daemon", "--network", "10.42.0.0/16", "--ip-masq", "--data-dir"])
-            .arg(lab.dir().join("store"))
-            .arg("--subnet-file")
-            .arg(host.dir().join("subnet.env"))
-            .arg("--admin-socket")
-            .arg(host.dir().join("admin.sock"));
-        Node { daemon: host.spawn("weft", &mut command).unwrap(), host }
-    }
-
-    fn wait_in_sync(&self) {
-        let in_sync = || {
-            let mut command = self.host.command(env!("CARGO_BIN_EXE_weft"));
-            command.args(["status", "--json", "--admin-socket"]).arg(self.host.dir().join("admin.sock"));
-            let output = command.output().unwrap();
-            let status = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
-            output.status.success() && status["peers"].as_array().is_some_and(|peers| !peers.is_empty())
-        };
-        wait_until(SOON, "a daemon in sync", in_sync)
-            .unwrap_or_else(|error| panic!("{error}: {}", self.daemon.log_tail(50)));
-    }
-
-    /// Of subnet.env.
-    fn value(&self, key: &str) -> String {
-        let env = fs::read_to_string(self.host.dir().join("subnet.env")).unwrap();
-        let line = env.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_else(|| panic!("{key} in {env}")).to_owned()
-    }
-
-    /// What a unit reads from its EnvironmentFile, split as systemd splits
-    /// `$DOCKER_OPTS`.
-    fn docker_opts(&self) -> Vec<String> {
-        let out = self.host.dir().join("docker_opts.env");
-        let subnet_env = self.host.dir().join("subnet.env");
-        let args = ["docker-opts", "-c", "-f", subnet_env.to_str().unwrap(), "-d", out.to_str().unwrap()];
-        self.host.run(env!("CARGO_BIN_EXE_weft"), args).unwrap();
-        let text = fs::read_to_string(out).unwrap();
-        let opts = text.trim().strip_prefix("DOCKER_OPTS=\"").and_then(|rest| rest.strip_suffix('"'));
-        opts.unwrap_or_else(|| panic!("{text}")).split_whitespace().map(str::to_owned).collect()
-    }
-}
-
 struct Docker {
     node: Node,
     daemon: Daemon,
@@ -110,7 +60,7 @@ impl Docker {
         "#;
         // Where dockerd switches forwarding on itself it also drops by default.
         node.host.sysctl("ipv4/ip_forward", "0").unwrap();
-        let opts = node.docker_opts();
+        let opts = docker_opts(&node);
         assert!(opts.contains(&"--ip-masq=false".to_owned()), "weft does that: {opts:?}");
         let cgroup = node.host.name().to_owned();
         let dir = node.host.dir();
@@ -174,21 +124,18 @@ impl Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         let _ = self.daemon.kill9();
-        // One hierarchy, or one for each controller.
-        let root = Path::new("/sys/fs/cgroup");
-        remove_cgroup(&root.join(&self.cgroup));
-        for controller in fs::read_dir(root).into_iter().flatten().flatten() {
-            remove_cgroup(&controller.path().join(&self.cgroup));
-        }
+        node::remove_cgroups(&self.cgroup);
     }
 }
 
-/// The kernel lets go of an empty one only once its last process is reaped.
-fn remove_cgroup(path: &Path) {
-    let _ = wait_until(Duration::from_secs(5), "an empty cgroup", || {
-        for child in fs::read_dir(path).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(child.path());
-        }
-        fs::remove_dir(path).is_ok() || !path.exists()
-    });
+/// What a unit reads from its EnvironmentFile, split as systemd splits
+/// `$DOCKER_OPTS`.
+fn docker_opts(node: &Node) -> Vec<String> {
+    let out = node.host.dir().join("docker_opts.env");
+    let subnet_env = node.host.dir().join("subnet.env");
+    let args = ["docker-opts", "-c", "-f", subnet_env.to_str().unwrap(), "-d", out.to_str().unwrap()];
+    node.host.run(env!("CARGO_BIN_EXE_weft"), args).unwrap();
+    let text = fs::read_to_string(out).unwrap();
+    let opts = text.trim().strip_prefix("DOCKER_OPTS=\"").and_then(|rest| rest.strip_suffix('"'));
+    opts.unwrap_or_else(|| panic!("{text}")).split_whitespace().map(str::to_owned).collect()
 }

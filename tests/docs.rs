@@ -13,7 +13,7 @@ fn every_test_that_is_named_exists() {
     let mut count = 0;
     for (binary, name) in named.filter(|(_, name)| *name != "…") {
         let place = match binary {
-            "cni" => root.join("cni-plugin/tests/cni"),
+            "cni" | "reference" => root.join("cni-plugin/tests").join(binary),
             "weft" => root.join("src"),
             _ if root.join(format!("tests/{binary}.rs")).exists() => root.join(format!("tests/{binary}.rs")),
             _ => root.join("tests").join(binary),
