@@ -58,8 +58,9 @@ impl Docker {
             mount -t tmpfs tmpfs /opt
             dockerd "$@"
         "#;
-        // Where dockerd switches forwarding on itself it also drops by default.
-        node.host.sysctl("ipv4/ip_forward", "0").unwrap();
+        // As dockerd itself does where it finds forwarding off, which our daemon
+        // keeps on.
+        node.host.run("iptables", ["-P", "FORWARD", "DROP"]).unwrap();
         let opts = docker_opts(&node);
         assert!(opts.contains(&"--ip-masq=false".to_owned()), "weft does that: {opts:?}");
         let cgroup = node.host.name().to_owned();

@@ -27,6 +27,7 @@ fn podman() {
     let lab = Lab::new("podman").unwrap();
     let machines = ["h1", "h2"].map(|name| Machine::new(&lab, name, PODMAN, "sleep infinity"));
     for machine in &machines {
+        machine.node.wait_in_sync();
         let image = machine.dir("image.tar");
         machine.run("podman", &["import", &image, "web"]);
         let port = format!("{HOST_PORT}:80/tcp");
@@ -65,6 +66,7 @@ fn containerd() {
     };
     let mut runs = Vec::new();
     for machine in &machines {
+        machine.node.wait_in_sync();
         let up = || ctr_try(machine, &["version"]).is_ok();
         wait_until(SOON, "containerd", up).unwrap();
         let rootfs = machine.dir("rootfs");
