@@ -4,6 +4,7 @@ mod cleanup;
 mod config;
 mod demo;
 mod docker_opts;
+mod doctor;
 mod leases;
 mod log;
 mod option_file;
@@ -53,6 +54,8 @@ enum Command {
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Status(status::StatusArgs),
+    #[command(disable_version_flag = true)]
+    Doctor(Box<doctor::DoctorArgs>),
     Store(store::StoreArgs),
     #[command(subcommand)]
     Leases(leases::LeasesCommand),
@@ -93,6 +96,7 @@ fn run(args: &[OsString], as_flanneld: bool) -> anyhow::Result<()> {
         }
         Command::Config(config::ConfigCommand::Show(args)) => config::show(&args, &resolved),
         Command::Status(args) => runtime()?.block_on(status::run(args)),
+        Command::Doctor(args) => runtime()?.block_on(doctor::run(*args)),
         Command::Store(args) => {
             log::init(&args.log)?;
             runtime()?.block_on(store::run(args))
@@ -117,6 +121,11 @@ fn remark(resolved: &Resolved) {
     }
 }
 
+/// What comes from other nodes may hold a terminal's control sequences.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Two threads serve a node: one may wait for the kernel while the other
 /// answers.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -126,7 +135,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 /// `flanneld …` and `weftd …` are `weft daemon …`, with Go's flag spellings.
 fn as_subcommand(called: &str, args: Vec<OsString>) -> Vec<OsString> {
     let is_daemon = matches!(called, "flanneld" | "weftd");
-    if !is_daemon && !args.get(1).is_some_and(|arg| arg == "daemon" || arg == "config") {
+    if !is_daemon && !args.get(1).is_some_and(|arg| arg == "daemon" || arg == "config" || arg == "doctor") {
         return args;
     }
     let head: &[&str] = if is_daemon { &["weft", "daemon"] } else { &["weft"] };
@@ -176,5 +185,10 @@ mod tests {
         );
         assert_eq!(as_subcommand("weft", args("weft daemon -iface eth0")), args("weft daemon --iface eth0"));
         assert_eq!(as_subcommand("weft", args("weft status -h")), args("weft status -h"));
+    }
+
+    #[test]
+    fn a_peers_words_do_not_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\nc\u{9b}d é"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d é");
     }
 }

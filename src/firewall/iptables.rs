@@ -67,6 +67,14 @@ pub fn drops_by_policy(saved_filter: &str) -> bool {
     saved_filter.lines().any(|line| line.starts_with(":FORWARD DROP"))
 }
 
+/// Whether what no rule of `INPUT` takes is dropped, and none names that port.
+pub fn drops_input(saved_filter: &str, port: u16) -> bool {
+    let port = port.to_string();
+    let names_it = |line: &str| line.split([' ', ',', ':']).any(|word| word == port);
+    saved_filter.lines().any(|line| line.starts_with(":INPUT DROP"))
+        && !saved_filter.lines().any(|line| line.starts_with("-A") && names_it(line))
+}
+
 struct Found<'a> {
     exists: bool,
     rules: Vec<&'a str>,

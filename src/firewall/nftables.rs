@@ -78,6 +78,38 @@ pub fn foreign_drops(listed: &Value, families: &[Family], but_for_iptables: bool
     objects(listed).filter_map(|(kind, chain)| if kind == "chain" { drops(chain) } else { None }).collect()
 }
 
+/// The same for what comes in to this host, from `nft --json list ruleset`: chains
+/// in whose table no rule names that port. Those of iptables are left to it.
+pub fn input_drops(listed: &Value, families: &[Family], port: u16) -> Vec<String> {
+    let of_table = |object: &Value| (object["family"].clone(), object["table"].clone());
+    let rules = || objects(listed).filter(|(kind, _)| *kind == "rule").map(|(_, rule)| rule);
+    let drops = |chain: &Value| {
+        let (family, table_name) = (chain["family"].as_str()?, chain["table"].as_str()?);
+        let concerns = family == "inet" || families.iter().any(|f| table(*f).0 == family);
+        let is_iptables = (table_name, chain["name"].as_str()?) == ("filter", "INPUT") && family != "inet";
+        let drops = chain["hook"] == "input" && chain["policy"] == "drop";
+        let known = || rules().any(|rule| of_table(rule) == of_table(chain) && names(&rule["expr"], port));
+        (concerns && drops && !is_iptables && !known())
+            .then(|| Some(format!("chain {family} {table_name} {}", chain["name"].as_str()?)))?
+    };
+    objects(listed).filter_map(|(kind, chain)| if kind == "chain" { drops(chain) } else { None }).collect()
+}
+
+/// Whether a port stands anywhere in an expression, alone or within a range.
+fn names(expression: &Value, port: u16) -> bool {
+    match expression {
+        Value::Array(parts) => parts.iter().any(|part| names(part, port)),
+        Value::Object(members) => {
+            let within = |range: &Value| {
+                let [low, high] = [0, 1].map(|i| range[i].as_u64());
+                low.zip(high).is_some_and(|(low, high)| (low..=high).contains(&port.into()))
+            };
+            members.get("range").is_some_and(within) || members.values().any(|part| names(part, port))
+        }
+        value => value.as_u64() == Some(port.into()),
+    }
+}
+
 struct Chain {
     name: &'static str,
     kind: &'static str,

@@ -226,7 +226,7 @@ impl Fabric {
 }
 
 /// Built beside `weft` by `cargo build --workspace`, as `make test` does first.
-fn plugin() -> PathBuf {
+pub fn plugin() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name("weft-cni");
     assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
     path

@@ -5,6 +5,7 @@
 #![cfg(test)]
 
 mod configs;
+mod doctor;
 mod guard;
 mod health;
 mod lab;

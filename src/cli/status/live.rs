@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{printable, text};
+use super::super::printable;
+use super::text;
 use crate::daemon::admin;
 use crate::daemon::status::Status;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use comfy_table::{Table, presets};
 
+use super::printable;
 use crate::daemon::admin;
 use crate::daemon::status::{PeerStatus, Status};
 
@@ -98,23 +99,8 @@ fn peers(peers: &[PeerStatus]) -> Table {
     out
 }
 
-/// What comes from other nodes may hold a terminal's control sequences.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
 fn table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peers_words_do_not_steer_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\r\nc\u{9b}d é"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\u{fffd}d é");
-    }
 }

@@ -305,6 +305,32 @@ async fn variants() -> Vec<Iptables> {
     found
 }
 
+/// Chains of others, of every tool, that drop what comes in to this host and is not
+/// known to them, where no rule beside them names that UDP port.
+pub async fn input_drops(port: u16, families: &[Family]) -> Vec<String> {
+    let mut drops = Vec::new();
+    for tables in variants().await {
+        for word in families.iter().map(|family| word(*family)) {
+            if tables.serves(word)
+                && tables.has_table(word, "filter")
+                && tables.save(word, "filter").await.is_ok_and(|saved| iptables::drops_input(&saved, port))
+            {
+                drops.push(format!("{word}tables filter INPUT ({tables})"));
+            }
+        }
+    }
+    match list(&["--terse", "list", "ruleset"]).await {
+        Ok(listed) => drops.extend(nftables::input_drops(&listed.unwrap_or_default(), families, port)),
+        Err(error) => warn!("looking for chains that drop: {error}"),
+    }
+    drops
+}
+
+/// Whether nftables can be spoken to, or why not.
+pub async fn nftables_answers() -> Result<(), String> {
+    list(&["list", "tables"]).await.map(drop).map_err(|error| error.to_string())
+}
+
 async fn probe_random_fully() -> bool {
     tools::run("nft", &["--check", "-f", "-"], nftables::PROBE_RANDOM_FULLY).await.is_ok()
 }

@@ -1,0 +1,260 @@
+//! `weft doctor` on a healthy node, and on one for each thing that can be wrong.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::path::PathBuf;
+
+use netns_harness::Host;
+use serde_json::Value;
+
+use crate::lab::{Fabric, SOON, plugin};
+
+const DUAL: &str =
+    r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
+
+#[test]
+fn a_healthy_node_has_nothing_to_complain_of() {
+    for config in [DUAL, r#"{"Network":"10.42.0.0/16","Backend":{"Type":"host-gw"}}"#] {
+        let patient = Patient::new("well", config);
+        let (checks, ok) = patient.examine(&[]);
+        let found: Vec<_> =
+            checks.iter().filter(|check| check["findings"] != serde_json::json!([])).collect();
+        assert!(ok && found.is_empty(), "{found:#?}");
+        assert_eq!(checks.len(), 14);
+        let peers = seen(&checks, "peers");
+        assert!(peers.contains("answer through the fabric, also to packets of"), "{peers}");
+    }
+}
+
+#[test]
+fn settings_and_links_that_are_wrong_are_named() {
+    let mut patient = Patient::new("links", DUAL);
+    let host = patient.host();
+    host.sysctl("ipv4/ip_forward", "0").unwrap();
+    host.sysctl("ipv6/conf/all/forwarding", "0").unwrap();
+    patient.finds("sysctls", "problem", "net.ipv4.ip_forward is 0", &[]);
+    patient.finds("sysctls", "problem", "net.ipv6.conf.all.forwarding is 0", &[]);
+    host.sysctl("ipv4/ip_forward", "1").unwrap();
+    host.sysctl("ipv6/conf/all/forwarding", "1").unwrap();
+
+    host.run("ip", ["route", "add", "10.42.128.0/17", "dev", "eth0"]).unwrap();
+    patient.finds("overlap", "problem", "10.42.0.0/16 overlaps route 10.42.128.0/17 dev eth0", &[]);
+    host.run("ip", ["route", "del", "10.42.128.0/17"]).unwrap();
+
+    let gateway = patient.fabric.subnet_of(0).replace(".0/", ".1/");
+    host.ip_batch(&[format!("addr del {gateway} dev cni0"), "addr add 10.99.0.1/24 dev cni0".to_owned()])
+        .unwrap();
+    patient.finds("bridge", "problem", "cni0 has 10.99.0.1/24 and not", &[]);
+    host.ip_batch(&[format!("addr add {gateway} dev cni0"), "addr del 10.99.0.1/24 dev cni0".to_owned()])
+        .unwrap();
+    host.ip_batch(&["link set cni0 mtu 1500"]).unwrap();
+    patient.finds("mtu", "problem", "cni0 has an MTU of 1500, the fabric leaves 1430", &[]);
+    host.ip_batch(&["link set cni0 mtu 1430"]).unwrap();
+
+    assert!(patient.fabric.daemons[0].terminate(SOON).unwrap().success());
+    patient.finds("daemon", "problem", "is `weft daemon` running", &[]);
+    host.ip_batch(&["link set eth0 mtu 1400"]).unwrap();
+    patient.finds("mtu", "problem", "flannel.1 has an MTU of 1450, the uplink eth0 leaves 1350", &[]);
+    host.ip_batch(&["link del flannel.1"]).unwrap();
+    let bind = |address: &str| host.enter(|| UdpSocket::bind(address).unwrap()).unwrap();
+    let taken = bind("127.0.0.1:8472");
+    patient.finds("ports", "problem", "UDP port 8472 is taken, and flannel.1 is not there", &[]);
+    drop(taken);
+    let _taken = host.enter(|| TcpListener::bind("127.0.0.1:8471").unwrap()).unwrap();
+    patient.finds("ports", "problem", "TCP 127.0.0.1:8471 is taken", &["--healthz-port=8471"]);
+}
+
+#[test]
+fn peers_that_are_not_reached_are_named_with_what_is_in_the_way() {
+    let patient = Patient::new("peers", DUAL);
+    let (host, other, switch) =
+        (patient.host(), patient.fabric.hosts[1].clone(), patient.fabric.lab.switch());
+    let theirs = patient.fabric.subnet_of(1);
+
+    switch.ip_batch(&["link set h2 mtu 1400"]).unwrap();
+    other.ip_batch(&["link set eth0 mtu 1500"]).unwrap();
+    patient.finds("peers", "problem", "answers small packets, and none of 1430 bytes", &[]);
+    switch.ip_batch(&["link set h2 mtu 1500"]).unwrap();
+    // What routers told of the narrow way is remembered for ten minutes.
+    for host in [&host, &other] {
+        host.run("ip", ["-6", "route", "flush", "cache"]).unwrap();
+    }
+
+    other.run("nft", ["add table inet fw; add chain inet fw in { type filter hook input priority -400; }; add rule inet fw in udp dport 8472 drop"]).unwrap();
+    patient.finds("peers", "problem", &format!("{theirs} at {}: ", other.ip4()), &[]);
+    patient.finds("peers", "problem", "does not answer through the tunnel, the node itself does", &[]);
+    other.run("nft", ["delete table inet fw"]).unwrap();
+
+    patient.fabric.lab.cut_between(&host, &other).unwrap();
+    patient.finds("peers", "problem", &format!("{theirs} at {} does not answer at all", other.ip4()), &[]);
+    patient.fabric.lab.mend_between(&host, &other).unwrap();
+    let (checks, ok) = patient.examine(&[]);
+    assert!(ok, "all is mended: {checks:#?}");
+}
+
+#[test]
+fn rules_of_others_that_drop_are_named() {
+    let patient = Patient::new("drops", DUAL);
+    let host = patient.host();
+    let rules = |text: &str| host.run("nft", [text]).unwrap();
+    rules("add table inet fw; add chain inet fw pass { type filter hook forward priority 0; policy drop; }");
+    patient.finds("firewall", "problem", "chain inet fw pass drops what is forwarded", &[]);
+    rules("flush table inet fw; delete chain inet fw pass");
+
+    // etcd and echo answers are let in, the tunnel is not.
+    rules(
+        "add chain inet fw in { type filter hook input priority 0; policy drop; }; add rule inet fw in ip protocol tcp accept; add rule inet fw in meta l4proto { icmp, icmpv6 } accept",
+    );
+    patient.finds(
+        "firewall",
+        "problem",
+        "chain inet fw in drops what comes in, and no rule beside it names UDP port 8472",
+        &[],
+    );
+    rules("add rule inet fw in udp dport 8000-9000 accept");
+    let (checks, ok) = patient.examine(&[]);
+    assert!(ok, "{checks:#?}");
+    rules("delete table inet fw");
+
+    host.run("iptables-nft", ["-P", "INPUT", "DROP"]).unwrap();
+    host.run("iptables-nft", ["-A", "INPUT", "-p", "tcp", "-j", "ACCEPT"]).unwrap();
+    patient.finds(
+        "firewall",
+        "problem",
+        "iptables filter INPUT (iptables (nf_tables)) drops what comes in",
+        &[],
+    );
+    host.run("iptables-nft", ["-A", "INPUT", "-j", "ACCEPT"]).unwrap();
+    patient.finds("firewall", "warning", "iptables filter INPUT", &[]);
+}
+
+#[test]
+fn a_store_that_is_away_refuses_or_has_nothing_is_named() {
+    let patient = Patient::new("store", DUAL);
+    let switch = patient.fabric.lab.switch_ip4();
+    patient.finds("store", "problem", "has no network config", &["--etcd-prefix=/nothing"]);
+    patient.finds("store", "problem", "http://192.0.2.1:1", &["--etcd-endpoints=http://192.0.2.1:1"]);
+
+    let server = patient.fabric.lab.switch().enter(|| TcpListener::bind((switch, 2381)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in server.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let fake = format!("--etcd-endpoints=http://{switch}:2381");
+    patient.finds("clock", "problem", "ahead of http://", &[&fake]);
+
+    patient.fabric.put("subnets/10.42.200.0-24&fd42:0:0:c8::-64", "\u{1b}[2J");
+    patient.finds("leases", "warning", "10.42.200.0-24", &[]);
+    for args in
+        [&["user", "add", "root:secret"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]]
+    {
+        patient.fabric.etcdctl(args);
+    }
+    patient.finds("store", "problem", "user name is empty", &[]);
+    let login = ["--etcd-username=root", "--etcd-password=secret"];
+    assert!(seen(&patient.examine(&login).0, "store").ends_with("answers"));
+}
+
+#[test]
+fn files_that_lack_or_lie_are_named() {
+    let patient = Patient::new("files", DUAL);
+    let (host, env) = (patient.host(), patient.fabric.subnet_env(0));
+    let other = host.dir().join("other.env");
+    let named = format!("--subnet-file={}", other.display());
+    patient.finds("subnet.env", "problem", "is not there", &[&named]);
+    std::fs::write(&other, "FLANNEL_MTU=x\n").unwrap();
+    patient.finds("subnet.env", "problem", "FLANNEL_MTU", &[&named]);
+    std::fs::write(&other, env.replace("FLANNEL_MTU=1430", "FLANNEL_MTU=1500")).unwrap();
+    patient.finds("subnet.env", "problem", "an MTU of 1500, the uplink eth0 leaves 1430", &[&named]);
+    let subnet = patient.fabric.subnet_of(0).replace(".0/", ".1/");
+    std::fs::write(&other, env.replace(&subnet, "10.42.250.1/24")).unwrap();
+    patient.finds("subnet.env", "problem", "says 10.42.250.0-24", &[&named]);
+
+    let empty = host.dir().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    patient.finds(
+        "cni",
+        "warning",
+        "names a plugin of type",
+        &[&format!("--cni-conf-dir={}", empty.display())],
+    );
+    patient.finds(
+        "cni",
+        "problem",
+        "is not there, and a config names it",
+        &[&format!("--cni-bin-dir={}", empty.display())],
+    );
+}
+
+/// The first of two nodes with a container each.
+struct Patient {
+    fabric: Fabric,
+    configs: PathBuf,
+    plugins: PathBuf,
+}
+
+impl Patient {
+    fn new(label: &str, config: &str) -> Patient {
+        let mut fabric = Fabric::new(label, config, 2);
+        fabric.start_all();
+        fabric.pod(0);
+        fabric.pod(1);
+        let (configs, plugins) = (fabric.lab.dir().join("net.d"), fabric.lab.dir().join("bin"));
+        std::fs::create_dir(&configs).unwrap();
+        std::fs::create_dir(&plugins).unwrap();
+        let conflist = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/10-weft.conflist");
+        std::fs::copy(conflist, configs.join("10-weft.conflist")).unwrap();
+        for name in ["weft", "flannel"] {
+            std::os::unix::fs::symlink(plugin(), plugins.join(name)).unwrap();
+        }
+        Patient { fabric, configs, plugins }
+    }
+
+    fn host(&self) -> Host {
+        self.fabric.hosts[0].clone()
+    }
+
+    /// All checks, and whether it was content. `extra` goes before what we say.
+    fn examine(&self, extra: &[&str]) -> (Vec<Value>, bool) {
+        let host = &self.fabric.hosts[0];
+        let mut args = vec![
+            "doctor".to_owned(),
+            "--json".to_owned(),
+            format!("--admin-socket={}", host.dir().join("admin.sock").display()),
+        ];
+        for (name, value) in [
+            ("etcd-endpoints", self.fabric.etcd_url()),
+            ("subnet-file", host.dir().join("subnet.env").display().to_string()),
+            ("cni-conf-dir", self.configs.display().to_string()),
+            ("cni-bin-dir", self.plugins.display().to_string()),
+        ] {
+            if !extra.iter().any(|arg| arg.starts_with(&format!("--{name}="))) {
+                args.push(format!("--{name}={value}"));
+            }
+        }
+        let mut command = host.command(env!("CARGO_BIN_EXE_weft"));
+        let output = command.args(args).args(extra).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let checks = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{error}: {text} {}", String::from_utf8_lossy(&output.stderr)));
+        (checks, output.status.success())
+    }
+
+    #[track_caller]
+    fn finds(&self, name: &str, level: &str, what: &str, extra: &[&str]) {
+        let (checks, ok) = self.examine(extra);
+        let check = checks.iter().find(|check| check["name"] == name).expect(name);
+        let findings = check["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["what"].as_str().unwrap().contains(what));
+        let Some(found) = found else { panic!("{what:?} is not in {check:#}") };
+        assert_eq!(found["level"], level);
+        assert!(["why", "cure"].iter().all(|part| found[part].as_str().unwrap().len() > 10), "{found:#}");
+        assert!(level == "warning" || !ok, "a problem ends it with 1");
+    }
+}
+
+fn seen(checks: &[Value], name: &str) -> String {
+    checks.iter().find(|check| check["name"] == name).unwrap()["seen"].as_str().unwrap().to_owned()
+}
