@@ -149,8 +149,9 @@ impl Plugin for HostLocalPlugin {
         Ok(())
     }
 
-    fn del(&self, site: &Site, _: Option<&Attachment>) -> Result<()> {
-        self.ipam().del(&site.request, None, &[]).map(drop)
+    fn del(&self, site: &Site, prev: Option<&Attachment>) -> Result<()> {
+        let known: Vec<_> = prev.iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.ip()).collect();
+        self.ipam().del(&site.request, None, &known).map(drop)
     }
 
     fn check(&self, site: &Site, prev: &Attachment) -> Result<()> {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-use super::error::{Code, Error, Result};
+use super::error::{Error, Result};
 
 pub type Object = Map<String, Value>;
 
