@@ -257,6 +257,7 @@ async fn compaction_during_an_outage_gives_a_snapshot() {
 
     let snapshot = next_snapshot(&mut events).await;
     assert_eq!(snapshot.leases.len(), 3);
+    assert!(matches!(next(&mut events).await, StoreEvent::Connected));
     etcd.ctl(&["put", &format!("{PREFIX}/subnets/10.5.4.0-24"), &want(4).attrs.to_json()]);
     assert_put(&next(&mut events).await, "10.5.4.0-24");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
@@ -104,6 +105,10 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
             StoreEvent::Bad(_) => {}
         }
         leases.store.tells(&event);
+        // Whoever could not renew while the store was away need not wait for the
+        // next try.
+        let failing = leases.store.facts().is_failing();
+        let retry = failing && matches!(event, StoreEvent::Connected);
         let mut table = leases.table();
         let change = table.apply(event);
         if change.peers {
@@ -113,7 +118,7 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
         for bad in change.bad {
             warn!("lease {}: {}: left out until it is mended", bad.key, bad.reason);
         }
-        if change.doubt {
+        if change.doubt || retry {
             leases.doubt.notify_one();
         }
     }
@@ -133,8 +138,7 @@ pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, margin: Duration) 
             Due::At(next) => {
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep_until(next.into()) => {}
-                    () = tokio::time::sleep(health::BEAT) => {}
+                    () = tokio::time::sleep(next.saturating_duration_since(now()).min(health::BEAT)) => {}
                     () = leases.doubt.notified() => timer.hurry(now()),
                 }
             }
@@ -190,6 +194,10 @@ async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
         Err(StoreError::Exhausted(holder)) => format!(
             "subnet {key} is lost: {holder}: containers keep running, but other nodes no longer reach them: free the subnet and it is taken again, or restart the daemon for another one"
         ),
+        Err(error @ StoreError::Unavailable { .. }) => {
+            warn!("{key} ran out, and may be anyone's: {error}");
+            return timer.failed(now(), fastrand::f64());
+        }
         Err(error) => format!("subnet {key} cannot be leased again: {error}"),
     };
     if leases.lost().as_ref() != Some(&why) {
@@ -209,7 +217,16 @@ async fn take(store: &dyn Store, held: &Held, want: Want) -> Result<Held, StoreE
     store.acquire(&snapshot, &want).await
 }
 
-/// The runtime's clock, which a simulation moves.
+/// The runtime's clock, which a simulation moves, and what this host has slept
+/// since it began: the store counts that, too. Whatever the time of day does is
+/// of no matter.
 fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
+    tokio::time::Instant::now().into_std() + asleep()
+}
+
+fn asleep() -> Duration {
+    let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    // In this order, so that what passes between the two is not taken for sleep.
+    let boot = read(ClockId::Boottime);
+    boot.saturating_sub(read(ClockId::Monotonic))
 }

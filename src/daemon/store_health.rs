@@ -23,6 +23,8 @@ pub struct StoreFacts {
     pub listings: u64,
     pub renewals: u64,
     pub failed_renewals: u64,
+    /// The last renewal failed.
+    failing: bool,
     /// When the store forgets our lease; `None` for a reservation.
     expiry: Option<Instant>,
 }
@@ -31,7 +33,7 @@ impl StoreHealth {
     pub fn tells(&self, event: &StoreEvent) {
         let mut facts = self.lock();
         match event {
-            StoreEvent::Disconnected(_) => facts.away_since = Some(Instant::now()),
+            StoreEvent::Disconnected(_) => facts.away_since = facts.away_since.or(Some(Instant::now())),
             StoreEvent::Connected => {
                 facts.away_since = None;
                 facts.resumes += 1;
@@ -51,7 +53,9 @@ impl StoreHealth {
 
     pub fn renewed(&self, done: bool) {
         let mut facts = self.lock();
-        if done { facts.renewals += 1 } else { facts.failed_renewals += 1 }
+        facts.failing = !done;
+        let count = if done { &mut facts.renewals } else { &mut facts.failed_renewals };
+        *count += 1;
     }
 
     pub fn facts(&self) -> StoreFacts {
@@ -64,6 +68,11 @@ impl StoreHealth {
 }
 
 impl StoreFacts {
+    /// Whether our lease could not be renewed when that was tried last.
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
     /// For how long what is known of the leases may be out of date.
     pub fn lag(&self) -> Duration {
         self.away_since.map_or(Duration::ZERO, |since| since.elapsed())

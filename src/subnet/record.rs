@@ -42,7 +42,8 @@ pub enum StoreEvent {
     Delete(SubnetKey),
     /// A record was written that does not parse: what was known of it stays.
     Bad(BadRecord),
-    /// The connection was lost (with the cause); the watch goes on by itself.
+    /// The connection was lost (with the cause); the watch goes on by itself. Comes
+    /// again where the store is there and refuses.
     Disconnected(String),
     /// The watch is up again; what was missed follows or has been reported.
     Connected,

@@ -12,7 +12,9 @@ use tonic::Code;
 
 use super::{Credentials, EtcdConfig, TlsFiles};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Short, since what was sent into a partition is sent again only after 1 s, 3 s,
+/// 7 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For one call to one endpoint, connecting included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// HTTP/2 pings while a call or a watch is open, without which a watch on a dead

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Client, GetOptions, GetResponse, KeyValue, WatchOptions, WatchResponse, WatchStream};
 use futures_util::stream::{self, BoxStream};
 use tokio::time::timeout;
 use tonic::Code;
@@ -14,15 +14,24 @@ use crate::subnet::{Snapshot, StoreEvent};
 /// A watch answers its creation within this.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Before another try to connect: doubles, with as much again by chance.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Where nobody answers a try costs nobody anything, and the first after the
+/// store's return should come soon. One that is there but has too much to do
+/// makes each try last seconds.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+
 /// The changes from `from` on, for ever.
 pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, StoreEvent> {
     let mut watcher = Watcher {
+        anchor: Anchor::of(&from, &store),
         store,
         next: from.revision + 1,
         stream: None,
         seen: None,
-        outage: false,
-        pauses: Box::new(reconnect_pauses()),
+        astray: false,
+        outage: None,
+        pauses: Box::new(pauses(FIRST_PAUSE, MAX_PAUSE)),
         rest: false,
         queue: VecDeque::new(),
     };
@@ -33,10 +42,6 @@ pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, Stor
     }))
 }
 
-fn reconnect_pauses() -> impl Iterator<Item = Duration> + Send {
-    pauses(Duration::from_millis(100), Duration::from_secs(5))
-}
-
 struct Watcher {
     store: EtcdStore,
     /// The first revision not yet reported.
@@ -44,8 +49,12 @@ struct Watcher {
     stream: Option<WatchStream>,
     /// The store's last answer but for its revision: tells a restored store.
     seen: Option<Origin>,
-    /// `Disconnected` was reported, `Connected` not yet.
-    outage: bool,
+    /// Tells one, too, whose revisions have passed ours since.
+    anchor: Option<Anchor>,
+    /// The store's history is not ours: a listing is due.
+    astray: bool,
+    /// What was reported with `Disconnected`, and `Connected` not yet.
+    outage: Option<String>,
     pauses: Box<dyn Iterator<Item = Duration> + Send>,
     /// Pause before the next connect: no fault of the store makes a hot loop.
     rest: bool,
@@ -57,6 +66,25 @@ struct Watcher {
 struct Origin {
     cluster: u64,
     term: u64,
+}
+
+/// The record that changed last, as far as we know. Where it is not so at the
+/// revision that we have come to, the store was restored from before it.
+struct Anchor {
+    key: Vec<u8>,
+    mod_revision: i64,
+}
+
+impl Anchor {
+    fn of(snapshot: &Snapshot, store: &EtcdStore) -> Option<Anchor> {
+        let last = snapshot.leases.iter().max_by_key(|stored| stored.mod_revision)?;
+        let key = store.keys.subnet(&last.lease.key).into_bytes();
+        Some(Anchor { key, mod_revision: last.mod_revision })
+    }
+
+    fn stands(&self, found: &[KeyValue]) -> bool {
+        found.first().is_some_and(|record| record.mod_revision() == self.mod_revision)
+    }
 }
 
 impl Watcher {
@@ -86,14 +114,24 @@ impl Watcher {
         }
         // A read first: it renews an expired login, which a watch would only
         // report as a cancellation, and says whether our revision still counts.
-        let key = self.store.keys.config();
+        let (key, revision) = match &self.anchor {
+            Some(anchor) => (anchor.key.clone(), self.next - 1),
+            None => (self.store.keys.config().into_bytes(), 0),
+        };
         let probe = |client: Client| {
-            let options = GetOptions::new().with_count_only();
-            let key = key.clone();
-            async move { Ok((kv(&client).get(key, Some(options)).await?, client)) }
+            let (key, options) = (key.clone(), GetOptions::new().with_revision(revision));
+            async move {
+                match kv(&client).get(key, Some(options)).await {
+                    Ok(found) => Ok((Some(found), client)),
+                    // Compacted, or still to come.
+                    Err(error) if Failure::new(&error).code == Code::OutOfRange => Ok((None, client)),
+                    Err(error) => Err(error),
+                }
+            }
         };
         let (probe, client) = self.store.connection.call(probe).await?;
-        if self.is_other_history(probe.header()) {
+        self.astray |= probe.is_none_or(|probe| self.is_other_history(&probe));
+        if self.astray {
             self.snapshot().await?;
         }
 
@@ -133,17 +171,24 @@ impl Watcher {
             )));
         }
         if !response.created() {
-            self.pauses = Box::new(reconnect_pauses());
+            self.pauses = Box::new(pauses(FIRST_PAUSE, MAX_PAUSE));
         }
         for event in response.events() {
             let Some(record) = event.kv() else { continue };
             // Not event_type(), which panics on what it does not know.
             const DELETE: i32 = 1;
             let event = match (event.0.r#type == DELETE, self.store.keys.parse_key(record.key())) {
-                (true, Ok(key)) => StoreEvent::Delete(key),
-                (true, Err(_)) => continue,
+                (true, key) => {
+                    self.anchor.take_if(|anchor| anchor.key == record.key());
+                    let Ok(key) = key else { continue };
+                    StoreEvent::Delete(key)
+                }
                 (false, _) => self.store.keys.parse(record).map_or_else(StoreEvent::Bad, StoreEvent::Put),
             };
+            if matches!(event, StoreEvent::Put(_)) {
+                let (key, mod_revision) = (record.key().to_vec(), record.mod_revision());
+                self.anchor = Some(Anchor { key, mod_revision });
+            }
             self.queue.push_back(event);
         }
         // A revision may come in fragments: it is done when the last is here.
@@ -161,18 +206,21 @@ impl Watcher {
     async fn snapshot(&mut self) -> Result<(), Failure> {
         let snapshot = super::listing::list(&self.store).await?;
         self.next = snapshot.revision + 1;
+        self.anchor = Anchor::of(&snapshot, &self.store);
+        self.astray = false;
         self.queue.push_back(StoreEvent::Snapshot(snapshot));
         Ok(())
     }
 
     /// Whether the store was restored from a backup or replaced: its revisions
     /// are not those we counted in.
-    fn is_other_history(&mut self, header: Option<&ResponseHeader>) -> bool {
-        let Some(header) = header else { return false };
+    fn is_other_history(&mut self, probe: &GetResponse) -> bool {
+        let Some(header) = probe.header() else { return false };
         let now = Origin { cluster: header.cluster_id(), term: header.raft_term() };
         let before = self.seen.replace(now);
         header.revision() + 1 < self.next
             || before.is_some_and(|before| before.cluster != now.cluster || before.term > now.term)
+            || self.anchor.as_ref().is_some_and(|anchor| !anchor.stands(probe.kvs()))
     }
 
     async fn lost(&mut self, failure: &Failure) {
@@ -183,15 +231,16 @@ impl Watcher {
             return;
         }
         self.store.connection.rotate();
-        if !self.outage {
-            self.outage = true;
-            self.queue.push_back(StoreEvent::Disconnected(failure.to_string()));
+        // A refusal is for a person to act on, whatever came before.
+        let cause = failure.to_string();
+        if self.outage.is_none() || failure.is_refusal() && self.outage.as_ref() != Some(&cause) {
+            self.queue.push_back(StoreEvent::Disconnected(cause.clone()));
+            self.outage = Some(cause);
         }
     }
 
     fn up(&mut self) {
-        if self.outage {
-            self.outage = false;
+        if self.outage.take().is_some() {
             self.queue.push_back(StoreEvent::Connected);
         }
     }
