@@ -9,14 +9,12 @@ use crate::protocol::conf::Conf;
 use crate::protocol::error::{Code, Error, Result};
 use crate::protocol::request::Request;
 use crate::protocol::result::Attachment;
-use crate::protocol::version::Version;
 
 /// One interface of one container in one network: what ADD, CHECK and DEL are
 /// about.
 #[derive(Clone, Debug)]
 pub struct Site {
     pub network: String,
-    pub version: Version,
     pub request: Request,
 }
 

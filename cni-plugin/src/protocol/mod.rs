@@ -67,7 +67,7 @@ fn run(
         _ => {}
     }
     let request = Request::from_env(command, var)?;
-    let site = Site { network: conf.network.clone(), version: conf.version, request };
+    let site = Site { network: conf.network.clone(), request };
     let prev = conf.prev_result.as_ref();
     match command {
         Command::Add => return chain.add(&site, prev).map(|result| Some(result.render(conf.version))),
