@@ -18,7 +18,7 @@ use crate::kernel::firewall::{GuardKeeper, Watch, guard_stands, remove_guard};
 use crate::reconciler::Target;
 
 /// Between two writes: what changes meanwhile goes in one.
-const REST: Duration = Duration::from_millis(10);
+const REST: Duration = Duration::from_millis(20);
 /// Between two tries of what fails, and after another hand was at it: one that
 /// writes without end costs little.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -83,19 +83,20 @@ async fn start(
     info!(version = env!("CARGO_PKG_VERSION"), "weft, leases in {}", store.describe());
     let joined = join::join(args, &*store).await?;
     let own = &joined.held.stored.lease.key;
-    let traffic = Traffic::start(&args.traffic, &joined.network, own, args.audit_interval()).await;
+    let (target, audit) = (joined.target(), args.audit_interval());
+    // Both before there is a tunnel, and containers.
+    let (traffic, (guarded, guard)) = tokio::join!(
+        Traffic::start(&args.traffic, &joined.network, own, audit),
+        guard::start(args.traffic.guard, &joined.backend, &target, audit),
+    );
     let complaint = traffic.complaint();
     write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
     let audits = audits(args);
     tasks.spawn_watched("traffic rules", audits, traffic.run());
-
-    let target = joined.target();
-    // Before the tunnel is there.
-    let (guarded, guard) =
-        guard::start(args.traffic.guard, &joined.backend, &target, args.audit_interval()).await;
     if let Some(guard) = guard {
         tasks.spawn_watched("guard", audits, guard.run());
     }
+
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));

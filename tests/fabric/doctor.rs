@@ -30,13 +30,6 @@ fn a_healthy_node_has_nothing_to_complain_of() {
 fn settings_and_links_that_are_wrong_are_named() {
     let mut patient = Patient::new("links", DUAL);
     let host = patient.host();
-    host.sysctl("ipv4/ip_forward", "0").unwrap();
-    host.sysctl("ipv6/conf/all/forwarding", "0").unwrap();
-    patient.finds("sysctls", "problem", "net.ipv4.ip_forward is 0", &[]);
-    patient.finds("sysctls", "problem", "net.ipv6.conf.all.forwarding is 0", &[]);
-    host.sysctl("ipv4/ip_forward", "1").unwrap();
-    host.sysctl("ipv6/conf/all/forwarding", "1").unwrap();
-
     host.run("ip", ["route", "add", "10.42.128.0/17", "dev", "eth0"]).unwrap();
     patient.finds("overlap", "problem", "10.42.0.0/16 overlaps route 10.42.128.0/17 dev eth0", &[]);
     host.run("ip", ["route", "del", "10.42.128.0/17"]).unwrap();
@@ -53,6 +46,13 @@ fn settings_and_links_that_are_wrong_are_named() {
 
     assert!(patient.fabric.daemons[0].terminate(SOON).unwrap().success());
     patient.finds("daemon", "problem", "is `weft daemon` running", &[]);
+    // Which the daemon would put right.
+    host.sysctl("ipv4/ip_forward", "0").unwrap();
+    host.sysctl("ipv6/conf/all/forwarding", "0").unwrap();
+    patient.finds("sysctls", "problem", "net.ipv4.ip_forward is 0", &[]);
+    patient.finds("sysctls", "problem", "net.ipv6.conf.all.forwarding is 0", &[]);
+    host.sysctl("ipv4/ip_forward", "1").unwrap();
+    host.sysctl("ipv6/conf/all/forwarding", "1").unwrap();
     host.ip_batch(&["link set eth0 mtu 1400"]).unwrap();
     patient.finds("mtu", "problem", "flannel.1 has an MTU of 1450, the uplink eth0 leaves 1350", &[]);
     host.ip_batch(&["link del flannel.1"]).unwrap();

@@ -56,7 +56,7 @@ impl GuardKeeper {
 
     /// The addresses where all else is as it should be.
     async fn look(&mut self) -> Result<Option<BTreeSet<IpAddr>>, ToolError> {
-        let Some(listed) = listed().await? else { return Ok(None) };
+        let Some(listed) = listed(&["list"]).await? else { return Ok(None) };
         self.dropped = listed.dropped;
         Ok((listed.rules == self.rules).then_some(listed.addresses))
     }
@@ -65,8 +65,7 @@ impl GuardKeeper {
         tools::run("nft", &["-f", "-"], &whole(self.tunnel, addresses)).await?;
         // Another version may have words of its own for what it was just told, and
         // must not make us write the same for ever.
-        if let Some(listed) = listed().await?
-            && listed.addresses == *addresses
+        if let Some(listed) = listed(&["--terse", "list"]).await?
             && listed.rules != self.rules
         {
             warn!("guard: nft lists our rules in words of its own");
@@ -95,7 +94,7 @@ pub async fn remove_guard() -> Result<(), ToolError> {
     Ok(())
 }
 
-async fn listed() -> Result<Option<Listed>, ToolError> {
+async fn listed(verb: &[&str]) -> Result<Option<Listed>, ToolError> {
     let (family, name) = TABLE;
-    Ok(list(&["list", "table", family, name]).await?.as_ref().and_then(Listed::parse))
+    Ok(list(&[verb, &["table", family, name]].concat()).await?.as_ref().and_then(Listed::parse))
 }
