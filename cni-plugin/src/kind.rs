@@ -80,8 +80,6 @@ fn integrated(conf: &Conf) -> Result<Chain> {
     if fields.get("bandwidth").is_some() || has_runtime("bandwidth") {
         chain = chain.then(Bandwidth::new(&conf.section("bandwidth")?)?);
     }
-    if fields.get("portmap").is_some() || has_runtime("portMappings") {
-        chain = chain.then(PortMap::new(conf.section("portmap")?));
-    }
-    Ok(chain)
+    // DEL removes what was mapped, though a runtime need not say it again.
+    Ok(chain.then(PortMap::new(conf.section("portmap")?)))
 }

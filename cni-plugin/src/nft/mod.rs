@@ -8,6 +8,7 @@ mod rule;
 mod tests;
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use weft::kernel::netlink::{Cause, Connection, Request};
@@ -65,8 +66,12 @@ pub struct Batch {
 }
 
 /// nf_tables of one network namespace.
+///
+/// The socket is left to the end of the process. The kernel lets nobody close one
+/// before it has freed what was deleted, which takes it some 15 ms after the
+/// deletion; until the end much of that has passed with other work.
 #[derive(Debug)]
-pub struct Nft(Connection);
+pub struct Nft(ManuallyDrop<Connection>);
 
 /// A chain in which other processes delete rules without pause is read this
 /// often before giving up.
@@ -75,7 +80,7 @@ const DELETE_TRIES: usize = 10;
 impl Nft {
     /// Of the namespace that the thread is in.
     pub fn open() -> Result<Nft> {
-        Ok(Nft(Connection::open_netfilter()?))
+        Ok(Nft(ManuallyDrop::new(Connection::open_netfilter()?)))
     }
 
     pub fn has_chain(&mut self, chain: Chain<'_>) -> Result<bool> {
@@ -95,6 +100,36 @@ impl Nft {
             Err(cause) if is_absent(&cause) => Ok(Vec::new()),
             Err(cause) => Err(cause.of(format_args!("rules of {chain}")).into()),
         }
+    }
+
+    /// Let the batch see to it that a chain is there that others jump to, or, with a
+    /// hook, that packets enter. One that is there is not named again, which would
+    /// count as a change and take as long as deleting does.
+    pub fn need(
+        &mut self,
+        batch: &mut Batch,
+        chain: Chain<'_>,
+        hook: Option<Hook>,
+        comment: Option<&str>,
+    ) -> Result<()> {
+        match (self.has_chain(chain)?, hook) {
+            (true, _) => {}
+            (false, None) => batch.chain(chain, comment),
+            (false, Some(hook)) => batch.base_chain(chain, hook),
+        }
+        Ok(())
+    }
+
+    /// Let the batch see to it that a chain has just these rules. Where it has, they
+    /// are left, since deleting takes long.
+    pub fn keep(&mut self, batch: &mut Batch, chain: Chain<'_>, rules: &[Rule<'_>]) -> Result<()> {
+        let wanted: Vec<_> = rules.iter().map(|rule| Some(rule.digest())).collect();
+        let have: Vec<_> = self.rules(chain)?.into_iter().map(|rule| rule.owner).collect();
+        if have != wanted {
+            batch.flush(chain);
+            rules.iter().for_each(|rule| batch.rule(&rule.clone().owner(&rule.digest())));
+        }
+        Ok(())
     }
 
     pub fn apply(&mut self, batch: &Batch) -> Result<()> {

@@ -7,6 +7,7 @@ use ipnetwork::IpNetwork;
 use weft::model::{IfName, Mac};
 
 use super::{Chain, Family, nfta};
+use crate::names;
 use crate::nfnetlink::{Attribute, be32, bytes, nested, text};
 
 /// Which end of a packet's way.
@@ -157,6 +158,11 @@ impl<'a> Rule<'a> {
     /// Whose rule this is, in a field that `nft` does not show.
     pub fn owner(self, owner: &str) -> Self {
         self.user_text(UDATA_OWNER, owner)
+    }
+
+    /// Tells rules apart by what they do.
+    pub(super) fn digest(&self) -> String {
+        names::hash(&format!("{:?}", self.expressions), 32)
     }
 
     fn user_text(mut self, kind: u8, value: &str) -> Self {

@@ -29,7 +29,7 @@ pub fn set_up(config: &Config, site: &Site, address: IpNetwork) -> Result<()> {
     let family = family(address);
     let owner = owner(site);
     let mut batch = Batch::default();
-    lay_out(&mut batch, config, family);
+    lay_out(&mut nft, &mut batch, config, family)?;
     for chain in [chain(family, HOSTPORTS), chain(family, MASQUERADING)] {
         for stale in nft.rules(chain)?.iter().filter(|rule| rule.owner.as_ref() == Some(&owner)) {
             batch.delete_rule(chain, stale.handle);
@@ -84,26 +84,28 @@ pub fn collect(network: &str, valid: &Valid) -> Result<()> {
 }
 
 /// The table and its chains, with the rules that all containers share.
-fn lay_out(batch: &mut Batch, config: &Config, family: Family) {
+fn lay_out(nft: &mut Nft, batch: &mut Batch, config: &Config, family: Family) -> Result<()> {
     let chain = |name| chain(family, name);
     let nat = |number, priority| Hook { kind: "nat", number, priority };
     batch.table(Table { family, name: TABLE }, Some(TABLE_COMMENT));
     for name in [HOSTPORTS, HOSTIP_HOSTPORTS, HOSTPORTS_ALL] {
-        batch.chain(chain(name), None);
+        nft.need(batch, chain(name), None, None)?;
     }
-    batch.flush(chain(HOSTPORTS_ALL));
-    batch.rule(&Rule::new(chain(HOSTPORTS_ALL)).jump(HOSTIP_HOSTPORTS));
-    batch.rule(&Rule::new(chain(HOSTPORTS_ALL)).jump(HOSTPORTS));
+    let all = Rule::new(chain(HOSTPORTS_ALL));
+    let jumps = [HOSTIP_HOSTPORTS, HOSTPORTS].map(|name| all.clone().jump(name));
+    nft.keep(batch, all.chain, &jumps)?;
     for (name, hook) in ENTRIES {
-        batch.base_chain(chain(name), nat(hook, DNAT_PRIORITY));
+        nft.need(batch, chain(name), Some(nat(hook, DNAT_PRIORITY)), None)?;
         if config.conditions(family == Family::Ip).is_empty() {
-            batch.flush(chain(name));
-            batch.rule(&Rule::new(chain(name)).for_this_host().jump(HOSTPORTS_ALL));
+            let entry = Rule::new(chain(name)).for_this_host().jump(HOSTPORTS_ALL);
+            nft.keep(batch, chain(name), &[entry])?;
         }
     }
     if config.snat {
-        batch.base_chain(chain(MASQUERADING), nat(libc::NF_INET_POST_ROUTING, SNAT_PRIORITY));
+        let hook = nat(libc::NF_INET_POST_ROUTING, SNAT_PRIORITY);
+        nft.need(batch, chain(MASQUERADING), Some(hook), None)?;
     }
+    Ok(())
 }
 
 /// An attachment's own.

@@ -7,6 +7,7 @@ mod gc;
 mod ipam;
 mod loopback;
 mod node;
+mod portmap;
 mod ports;
 mod protocol;
 mod removal;

@@ -151,6 +151,32 @@ fn masquerading_is_set_up_and_removed_by_either_backend() {
 }
 
 #[test]
+fn gc_removes_the_masquerading_of_containers_that_are_not_valid() {
+    for backend in ["iptables", "nftables"] {
+        let node = Node::new("cni-masqgc", V4);
+        let mut bridge = node.chained(
+            "bridge",
+            json!({ "ipMasq": true, "ipMasqBackend": backend, "ipam": { "type": "host-local",
+                "dataDir": format!("{}/networks", node.host.dir().display()), "subnet": "10.5.17.0/24" } }),
+        );
+        for name in ["a", "b"] {
+            bridge.call("ADD", name, "eth0", Some(&node.pod(name)), None).result();
+        }
+        let rules = || {
+            let listings = [&["iptables-save"][..], &["nft", "list", "ruleset"]];
+            listings.map(|listing| run(node.host.command(listing[0]).args(&listing[1..]))).concat()
+        };
+        let network = bridge.conf["name"].take();
+        bridge.conf["name"] = "other".into();
+        bridge.gc(&[]).result();
+        bridge.conf["name"] = network;
+        assert!(rules().contains("10.5.17.2") && rules().contains("10.5.17.3"), "{backend}: {}", rules());
+        bridge.gc(&["b"]).result();
+        assert!(!rules().contains("10.5.17.2") && rules().contains("10.5.17.3"), "{backend}: {}", rules());
+    }
+}
+
+#[test]
 fn masqueraded_packets_leave_with_the_hosts_address() {
     let node = Node::new("cni-snat", &V4.replace("IPMASQ=true", "IPMASQ=false"));
     let other = node.lab.host("other").unwrap();

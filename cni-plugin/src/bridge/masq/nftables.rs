@@ -26,13 +26,12 @@ pub fn set_up(of: &Masquerade<'_>, ips: &[IpConfig]) -> Result<()> {
     let comment = format!("{key}, net: {}, if: {}, id: {}", of.network, of.ifname, of.container_id);
     let mut batch = Batch::default();
     batch.table(TABLE, Some(TABLE_COMMENT));
-    batch.chain(CHECKS, Some(CHECKS_COMMENT));
-    batch.base_chain(POSTROUTING, HOOK);
-    batch.flush(POSTROUTING);
-    for multicast in multicast() {
-        batch.rule(&Rule::new(POSTROUTING).address(End::Destination, Is::Equal, multicast).back());
-    }
-    batch.rule(&Rule::new(POSTROUTING).goto(CHECKS.name));
+    nft.need(&mut batch, CHECKS, None, Some(CHECKS_COMMENT))?;
+    nft.need(&mut batch, POSTROUTING, Some(HOOK), None)?;
+    let to_multicast = |net| Rule::new(POSTROUTING).address(End::Destination, Is::Equal, net).back();
+    let mut shared: Vec<_> = multicast().map(to_multicast).collect();
+    shared.push(Rule::new(POSTROUTING).goto(CHECKS.name));
+    nft.keep(&mut batch, POSTROUTING, &shared)?;
     for stale in nft.rules(CHECKS)?.iter().filter(|rule| begins_with(rule, &key)) {
         batch.delete_rule(CHECKS, stale.handle);
     }
