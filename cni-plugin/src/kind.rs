@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::bandwidth::Bandwidth;
 use crate::bridge::Bridge;
 use crate::chain::Chain;
+use crate::firewall::Firewall;
 use crate::flannel::Flannel;
 use crate::ipam::HostLocalPlugin;
 use crate::loopback::Loopback;
@@ -26,6 +27,7 @@ pub enum Kind {
     HostLocal,
     PortMap,
     Bandwidth,
+    Firewall,
     Tuning,
     Loopback,
 }
@@ -39,6 +41,7 @@ impl Kind {
             Some("host-local") => Kind::HostLocal,
             Some("portmap") => Kind::PortMap,
             Some("bandwidth") => Kind::Bandwidth,
+            Some("firewall") => Kind::Firewall,
             Some("tuning") => Kind::Tuning,
             Some("loopback") => Kind::Loopback,
             _ => Kind::Weft,
@@ -49,6 +52,7 @@ impl Kind {
     pub fn oldest(self) -> Version {
         match self {
             Kind::Bandwidth => Version::V0_3_0,
+            Kind::Firewall => Version::V0_4_0,
             _ => Version::V0_1_0,
         }
     }
@@ -60,8 +64,9 @@ impl Kind {
             Kind::Bridge => Chain::of(Bridge::new(conf.clone())),
             Kind::HostLocal => Chain::of(HostLocalPlugin::new(conf.clone())),
             Kind::PortMap => Chain::of(PortMap::new(conf.clone())),
-            Kind::Bandwidth => Chain::of(Bandwidth::new(conf)?),
-            Kind::Tuning => Chain::of(Tuning::new(conf)?),
+            Kind::Bandwidth => Chain::of(Bandwidth::new(conf.clone())),
+            Kind::Firewall => Chain::of(Firewall::new(conf.clone())),
+            Kind::Tuning => Chain::of(Tuning::new(conf.clone())),
             Kind::Loopback => Chain::of(Loopback),
         })
     }
@@ -71,15 +76,15 @@ impl Kind {
 /// they build on each other.
 fn integrated(conf: &Conf) -> Result<Chain> {
     let fields = conf.fields();
-    let runtime = fields.object("runtimeConfig")?;
-    let has_runtime = |key| runtime.as_ref().is_some_and(|runtime| runtime.get(key).is_some());
     let mut chain = Chain::of(Flannel::new(conf)?);
     if fields.get("tuning").is_some() {
-        chain = chain.then(Tuning::new(&conf.section("tuning")?)?);
+        chain = chain.then(Tuning::new(conf.section("tuning")?));
     }
-    if fields.get("bandwidth").is_some() || has_runtime("bandwidth") {
-        chain = chain.then(Bandwidth::new(&conf.section("bandwidth")?)?);
+    // The runtime asks for limits, as for ports, and need not ask again for DEL to
+    // remove them.
+    chain = chain.then(Bandwidth::new(conf.section("bandwidth")?));
+    if fields.get("firewall").is_some() {
+        chain = chain.then(Firewall::new(conf.section("firewall")?));
     }
-    // DEL removes what was mapped, though a runtime need not say it again.
     Ok(chain.then(PortMap::new(conf.section("portmap")?)))
 }

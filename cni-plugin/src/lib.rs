@@ -5,6 +5,7 @@
 mod bandwidth;
 mod bridge;
 mod chain;
+mod firewall;
 mod flannel;
 mod identity;
 mod ipam;

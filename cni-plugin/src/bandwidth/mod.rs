@@ -16,29 +16,34 @@ use ifb::Ifb;
 use limits::Limits;
 
 #[derive(Debug)]
-pub struct Bandwidth(Limits);
+pub struct Bandwidth(Conf);
 
 impl Bandwidth {
-    pub fn new(conf: &Conf) -> Result<Bandwidth> {
-        Limits::parse(conf).map(Bandwidth)
+    pub fn new(conf: Conf) -> Bandwidth {
+        Bandwidth(conf)
     }
 }
 
 impl Plugin for Bandwidth {
     fn add(&self, site: &Site, result: &mut Attachment) -> Result<()> {
-        if self.0.is_none() {
+        let limits = Limits::parse(&self.0)?;
+        if limits.is_none() {
             return Ok(());
+        }
+        if *result == Attachment::default() {
+            let msg = "prevResult: missing: bandwidth goes after a plugin that makes a veth pair";
+            return Err(Error::new(Code::NetworkConfig, msg));
         }
         let mut kernel = Kernel::open()?;
         let host = host_end(&mut kernel, site, result)?;
-        if let Some(bucket) = &self.0.ingress {
+        if let Some(bucket) = &limits.ingress {
             kernel.add_token_bucket(host.index, bucket)?;
         }
-        let Some(bucket) = &self.0.egress else { return Ok(()) };
+        let Some(bucket) = &limits.egress else { return Ok(()) };
         match limit_egress(&mut kernel, &Ifb::of(site)?, &host, bucket) {
             Ok(interface) => result.interfaces.push(interface),
             Err(e) => {
-                if self.0.ingress.is_some() {
+                if limits.ingress.is_some() {
                     kernel.delete_root_qdisc(host.index)?;
                 }
                 return Err(e);
@@ -55,15 +60,16 @@ impl Plugin for Bandwidth {
     }
 
     fn check(&self, site: &Site, prev: &Attachment) -> Result<()> {
-        if self.0.is_none() {
+        let limits = Limits::parse(&self.0)?;
+        if limits.is_none() {
             return Ok(());
         }
         let mut kernel = Kernel::open()?;
         let host = host_end(&mut kernel, site, prev)?;
-        if let Some(bucket) = &self.0.ingress {
+        if let Some(bucket) = &limits.ingress {
             check_bucket(&mut kernel, &host, bucket)?;
         }
-        let Some(bucket) = &self.0.egress else { return Ok(()) };
+        let Some(bucket) = &limits.egress else { return Ok(()) };
         let ifb = Ifb::of(site)?.find(&mut kernel)?;
         let ifb =
             ifb.ok_or_else(|| wrong(&host, "has no IFB device that limits what the container sends"))?;

@@ -55,6 +55,11 @@ impl NetNs {
         Ok(is_netns.then(|| NetNs { path: path.to_owned(), file }))
     }
 
+    /// The number by which the plugin's own is told from others.
+    pub fn own_inode() -> Result<u64> {
+        fs::metadata(OWN).map(|own| own.ino()).map_err(|e| failed("look at", Path::new(OWN), &e))
+    }
+
     /// Whether it is the one the plugin was started in.
     fn is_own(&self) -> Result<bool> {
         let own = fs::metadata(OWN).map_err(|e| failed("look at", Path::new(OWN), &e))?;

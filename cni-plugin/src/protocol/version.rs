@@ -44,14 +44,15 @@ impl Version {
     }
 
     /// That a config of this version may be used for `command` with a plugin
-    /// that knows the versions from `oldest` on.
+    /// that knows the versions from `oldest` on. DEL may always be called: it
+    /// is what a runtime does after an ADD that was refused.
     pub fn supports(self, command: Command, oldest: Version) -> Result<()> {
         let first = match command {
             Command::Check => Version::V0_4_0,
             Command::Status | Command::Gc => Version::V1_1_0,
             _ => Version::V0_1_0,
         };
-        if self >= first.max(oldest) {
+        if command == Command::Del || self >= first.max(oldest) {
             return Ok(());
         }
         let msg = format!("cniVersion {self} does not allow {}", command.as_str());

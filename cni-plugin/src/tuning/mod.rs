@@ -6,7 +6,7 @@ mod sysctls;
 
 use std::fmt::Display;
 
-use weft::model::{IfName, Mac};
+use weft::model::IfName;
 
 use crate::chain::{Plugin, Site, Valid};
 use crate::kernel::Kernel;
@@ -21,53 +21,53 @@ use backup::Backup;
 use sysctls::Sysctls;
 
 const DATA_DIR: &str = "/run/cni/tuning";
-const MAC: &str = "a MAC address";
 
 #[derive(Debug)]
-pub struct Tuning {
-    sysctls: Sysctls,
-    /// Whose MAC gives way to that of `CNI_ARGS`.
-    settings: Settings,
-    /// From `args.cni` or `runtimeConfig`.
-    requested_mac: Option<Mac>,
-    backups: Records,
-}
+pub struct Tuning(Conf);
 
 impl Tuning {
-    pub fn new(conf: &Conf) -> Result<Tuning> {
+    pub fn new(conf: Conf) -> Tuning {
+        Tuning(conf)
+    }
+
+    fn backups(&self) -> Result<Records> {
+        Ok(Records::at(self.0.fields().text("dataDir")?.filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR)))
+    }
+}
+
+/// What a config asks for, checked.
+#[derive(Debug)]
+struct Wanted {
+    sysctls: Sysctls,
+    settings: Settings,
+}
+
+impl Wanted {
+    /// `args.cni` is stronger than the plugin's own fields. Of MACs, that of
+    /// `runtimeConfig` and before it that of `CNI_ARGS` come between.
+    fn parse(conf: &Conf, site: &Site) -> Result<Wanted> {
         let own = &conf.fields();
         let args = own.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
         let runtime = own.object("runtimeConfig")?;
-        let of_args = |key: &str| args.as_ref().filter(|args| args.get(key).is_some());
-        let strongest = |key: &str| of_args(key).unwrap_or(own);
-        let optional_bool = |key: &str| {
+        let strongest = |key: &str| args.as_ref().filter(|args| args.get(key).is_some()).unwrap_or(own);
+        let switch = |key: &str| {
             let fields = strongest(key);
             fields.get(key).map(|_| fields.bool(key)).transpose()
         };
-        let mac_in = |fields: Option<&Fields<'_>>| match fields {
-            Some(fields) => fields.parsed("mac", MAC),
-            None => Ok(None),
+        let mac = |fields: Option<&Fields<'_>>| {
+            fields.map(|fields| fields.parsed("mac", "a MAC address")).transpose().map(Option::flatten)
         };
-        let requested_mac =
-            mac_in(args.as_ref())?.map_or_else(|| mac_in(runtime.as_ref()), |mac| Ok(Some(mac)))?;
-        let data_dir = own.text("dataDir")?.filter(|dir| !dir.is_empty()).unwrap_or(DATA_DIR);
-        Ok(Tuning {
+        let (own_mac, runtime_mac, args_mac) = (mac(Some(own))?, mac(runtime.as_ref())?, mac(args.as_ref())?);
+        Ok(Wanted {
             sysctls: Sysctls::parse([Some(own), args.as_ref()].into_iter().flatten())?,
             settings: Settings {
-                mac: own.parsed("mac", MAC)?,
-                promiscuous: optional_bool("promisc")?.filter(|on| *on),
+                mac: args_mac.or(runtime_mac).or(site.request.args.mac).or(own_mac),
+                promiscuous: switch("promisc")?.filter(|on| *on),
                 mtu: strongest("mtu").number("mtu", 0..=u32::MAX)?.filter(|mtu| *mtu > 0),
-                all_multicast: optional_bool("allmulti")?,
+                all_multicast: switch("allmulti")?,
                 tx_queue_len: strongest("txQLen").number("txQLen", 0..=u32::MAX)?,
             },
-            requested_mac,
-            backups: Records::at(data_dir),
         })
-    }
-
-    fn settings(&self, site: &Site) -> Settings {
-        let mac = self.requested_mac.or(site.request.args.mac).or(self.settings.mac);
-        Settings { mac, ..self.settings }
     }
 }
 
@@ -77,15 +77,12 @@ impl Plugin for Tuning {
             let msg = "prevResult: missing: tuning goes after a plugin that makes the interface";
             return Err(Error::new(Code::NetworkConfig, msg));
         }
-        self.sysctls.must_be_allowed()?;
-        let (ifname, settings) = (site.request.ifname, self.settings(site));
+        let Wanted { sysctls, settings } = Wanted::parse(&self.0, site)?;
+        sysctls.must_be_allowed()?;
+        let (ifname, backups) = (site.request.ifname, self.backups()?);
         NetNs::of(&site.request)?.enter(|| {
-            self.sysctls.write(ifname)?;
-            if settings.is_empty() {
-                Ok(())
-            } else {
-                apply(ifname, &settings, &Backup::of(&self.backups, site))
-            }
+            sysctls.write(ifname)?;
+            if settings.is_empty() { Ok(()) } else { apply(ifname, &settings, &Backup::of(&backups, site)) }
         })?;
         for interface in result.interfaces.iter_mut().filter(|i| i.name == ifname.as_str()) {
             if let Some(mac) = settings.mac {
@@ -99,7 +96,8 @@ impl Plugin for Tuning {
     /// host, so it gets its old settings back. What cannot be restored does not
     /// keep the container from going.
     fn del(&self, site: &Site, _: Option<&Attachment>) -> Result<()> {
-        let backup = Backup::of(&self.backups, site);
+        let backups = self.backups()?;
+        let backup = Backup::of(&backups, site);
         let Some(settings) = backup.load()? else { return backup.remove() };
         let netns = NetNs::existing_of(&site.request)?;
         if let Some(netns) = netns
@@ -111,15 +109,16 @@ impl Plugin for Tuning {
     }
 
     fn check(&self, site: &Site, _: &Attachment) -> Result<()> {
+        let Wanted { sysctls, settings } = Wanted::parse(&self.0, site)?;
         let ifname = site.request.ifname;
         NetNs::of(&site.request)?.enter(|| {
-            self.sysctls.check(ifname)?;
-            check_settings(ifname, &self.settings(site))
+            sysctls.check(ifname)?;
+            check_settings(ifname, &settings)
         })
     }
 
     fn gc(&self, network: &str, valid: &Valid) -> Result<()> {
-        backup::collect_garbage(&self.backups, network, valid)
+        backup::collect_garbage(&self.backups()?, network, valid)
     }
 }
 

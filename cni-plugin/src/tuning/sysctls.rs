@@ -77,13 +77,13 @@ impl Sysctls {
     }
 }
 
-/// Dots and slashes both separate; `IFNAME` stands for the interface. Nothing
-/// outside /proc/sys/net can be named: no part is "..", since dots separate.
+/// Dots and slashes both separate, so that no part can be ".."; `IFNAME` stands
+/// for the interface.
 fn path(key: &str, ifname: Option<IfName>) -> Result<PathBuf> {
     let ifname = ifname.map(|name| name.to_string()).unwrap_or_else(|| "IFNAME".to_owned());
     let parts = key.replace('.', "/").replacen("IFNAME", &ifname, 1);
     let parts: Vec<_> = parts.split('/').filter(|part| !part.is_empty()).collect();
-    if parts.len() < 2 || parts[0] != "net" {
+    if parts.len() < 2 || parts[0] != "net" || key.contains("..") {
         return Err(Error::field(
             "sysctl",
             format_args!("{key:?}"),
@@ -99,7 +99,7 @@ fn failed(what: &str, key: &str, path: &Path, cause: &io::Error) -> Error {
         io::ErrorKind::InvalidInput => ": the kernel does not take that value",
         _ => "",
     };
-    Error::new(Code::Io, format!("sysctl {key}: {what} {}: {cause}{hint}", path.display()))
+    Error::new(Code::Internal, format!("sysctl {key}: {what} {}: {cause}{hint}", path.display()))
 }
 
 #[cfg(test)]
@@ -113,18 +113,22 @@ mod tests {
             ("net.ipv4.conf.IFNAME.arp_filter", "/proc/sys/net/ipv4/conf/eth0.5/arp_filter"),
             ("net/ipv4/conf/IFNAME/arp_filter", "/proc/sys/net/ipv4/conf/eth0.5/arp_filter"),
             ("net.core.IFNAME.IFNAME", "/proc/sys/net/core/eth0.5/IFNAME"),
-            ("net/../../kernel/hostname", "/proc/sys/net/kernel/hostname"),
-            ("..net..core..somaxconn", "/proc/sys/net/core/somaxconn"),
+            ("/net//core/somaxconn", "/proc/sys/net/core/somaxconn"),
         ] {
             assert_eq!(path(key, eth).unwrap(), Path::new(expected), "{key}");
         }
-        for key in ["kernel.hostname", "net", "", "network.x", "../net.x/../kernel", "IFNAME.x"] {
-            match path(key, eth) {
-                Ok(path) => assert!(path.starts_with("/proc/sys/net/"), "{key}: {}", path.display()),
-                Err(e) => {
-                    assert!(e.msg.starts_with(&format!("sysctl: {key:?}: expected a name below net")), "{e}")
-                }
-            }
+        for key in [
+            "kernel.hostname",
+            "net",
+            "",
+            "network.x",
+            "IFNAME.x",
+            "net/../kernel/x",
+            "net..core.x",
+            "../net.x.y",
+        ] {
+            let error = path(key, eth).unwrap_err();
+            assert!(error.msg.starts_with(&format!("sysctl: {key:?}: expected a name below net")), "{error}");
         }
     }
 

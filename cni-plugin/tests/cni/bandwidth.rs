@@ -65,7 +65,7 @@ fn limits_come_from_the_runtime_are_checked_and_go() {
     assert!(filter.contains(&format!("mirred (Egress Redirect to device {ifb}) stolen")), "{filter}");
 
     plugin.check("a", &pod, &result).result();
-    let mut other = limits.clone();
+    let mut other = limits;
     other["ingressRate"] = json!(RATE + 8);
     let (code, text) = bandwidth(&node, other).check("a", &pod, &result).error();
     assert!(code == 999 && text.contains(veth) && text.contains("rate: 2500000"), "{text}");

@@ -3,6 +3,7 @@
 
 mod bandwidth;
 mod crash;
+mod firewall;
 mod gc;
 mod ipam;
 mod loopback;

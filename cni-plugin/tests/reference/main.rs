@@ -32,25 +32,21 @@ fn portmap() {
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn bandwidth() {
     compare("bandwidth-");
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn firewall() {
     compare("firewall-");
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn tuning() {
     compare("tuning-");
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn loopback() {
     compare("loopback-");
 }
