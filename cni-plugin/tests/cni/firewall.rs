@@ -1,6 +1,6 @@
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use netns_harness::{Host, Netns};
 use serde_json::{Value, json};
@@ -58,6 +58,33 @@ fn a_host_that_forwards_nothing_forwards_for_its_containers() {
     }
     assert_eq!(lost(&pod, other.ip6()), 3);
     assert_eq!(records(&node), Vec::<String>::new());
+}
+
+#[test]
+fn the_legacy_variant_of_iptables_gets_the_same_rules() {
+    let node = Node::new("cni-fw-legacy", V4);
+    let dir = node.host.dir().join("legacy");
+    fs::create_dir(&dir).unwrap();
+    for tool in ["iptables", "iptables-restore", "ip6tables", "ip6tables-restore"] {
+        symlink("/usr/sbin/xtables-legacy-multi", dir.join(tool)).unwrap();
+    }
+    let pod = node.pod("a");
+    let prev = node.add("a", &pod).result();
+    let mut plugin = firewall(&node, json!({ "backend": "iptables", "ingressPolicy": "isolated" }));
+    let path = format!("PATH={}:{}", dir.display(), std::env::var("PATH").unwrap());
+    plugin.arguments = vec![path.into(), plugin.program.clone()];
+    plugin.program = "env".into();
+    let legacy = dir.join("iptables").to_str().unwrap().to_owned();
+    plugin.add("a", &pod, &prev).result();
+    let once = rules(&node, &legacy);
+    assert!(once.contains("-A CNI-FORWARD -s 10.5.17.2/32 -j ACCEPT"), "{once}");
+    assert!(once.contains("-A CNI-ISOLATION-STAGE-2 -o cni0 "), "{once}");
+    plugin.check("a", &pod, &prev).result();
+    plugin.add("a", &pod, &prev).result();
+    assert_eq!(rules(&node, &legacy), once, "nothing twice");
+    plugin.call("DEL", "a", "eth0", None, None).result();
+    assert!(!rules(&node, &legacy).contains("10.5.17.2"));
+    assert!(!run(node.host.command("nft").args(["list", "ruleset"])).contains("CNI-"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod bandwidth;
 mod crash;
 mod firewall;
 mod gc;
+mod integrated;
 mod ipam;
 mod loopback;
 mod node;
