@@ -4,6 +4,7 @@ SHELL   := /bin/sh
 PREFIX  ?= /usr/local
 CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
+CNI_LINKS ?=
 CARGO   ?= cargo
 HOST    := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # Only root may make network namespaces.
@@ -23,6 +24,7 @@ help:
 	@echo 'make lint     format, clippy and cargo-deny alone'
 	@echo 'make build    target/release/weft and a static target/release/weft-cni'
 	@echo 'make install  PREFIX=$(PREFIX) CNI_BIN=$(CNI_BIN) DESTDIR=$(DESTDIR)'
+	@echo "              CNI_LINKS='bridge portmap': further plugins of CNI_BIN that weft-cni is to stand for"
 
 deps:
 	@deploy/install-deps.sh build
@@ -82,6 +84,10 @@ install: build
 	install -D -m 755 $(PLUGIN) $(DESTDIR)$(CNI_BIN)/weft-cni
 	ln -sf weft-cni $(DESTDIR)$(CNI_BIN)/weft
 	[ -e $(DESTDIR)$(CNI_BIN)/flannel ] || ln -s weft-cni $(DESTDIR)$(CNI_BIN)/flannel
+	@cd $(DESTDIR)$(CNI_BIN) && for name in $(CNI_LINKS); do \
+		if [ -e $$name ] && [ ! -L $$name ]; then mv -v $$name $$name.before-weft; fi; \
+		ln -sf weft-cni $$name; \
+	done
 	install -D -m 644 deploy/weft.service $(DESTDIR)/usr/lib/systemd/system/weft.service
 	install -D -m 644 deploy/docker.service.d/weft.conf $(DESTDIR)$(PREFIX)/share/weft/docker.service.d/weft.conf
 	install -D -m 644 deploy/10-weft.conflist $(DESTDIR)/etc/cni/net.d/10-weft.conflist
