@@ -81,11 +81,14 @@ pub fn collect(network: &str, valid: &Valid) -> Result<()> {
     Ok(())
 }
 
-/// The jump to the chains, then the chains, as far as they are there.
+/// The jump to the chains and the chains, as far as they are there, at once:
+/// GC goes by the jump, so chains must not outlive it.
 fn remove(nft: &mut Nft, reference: &str) -> Result<()> {
     let comment = format!("{COMMENT}{reference}");
-    nft.delete_rules(&[PREROUTING], |rule| rule.comment.as_deref() == Some(comment.as_str()))?;
     let mut batch = Batch::default();
+    for rule in nft.rules(PREROUTING)?.iter().filter(|rule| rule.comment.as_deref() == Some(&comment)) {
+        batch.delete_rule(PREROUTING, rule.handle);
+    }
     for name in &chains(reference) {
         if nft.has_chain(chain(name))? {
             batch.delete_chain(chain(name));
