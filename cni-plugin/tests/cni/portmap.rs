@@ -201,7 +201,9 @@ impl Stage {
 }
 
 fn portmap<'a>(node: &'a Node, backend: &str, mappings: Value) -> Chained<'a> {
-    node.chained("portmap", json!({ "backend": backend, "runtimeConfig": { "portMappings": mappings } }))
+    let mut conf = json!({ "backend": backend, "runtimeConfig": {} });
+    conf["runtimeConfig"]["portMappings"] = mappings;
+    node.chained("portmap", conf)
 }
 
 /// The rules, of both programs, that mention something.
