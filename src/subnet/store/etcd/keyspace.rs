@@ -78,5 +78,7 @@ fn parse_attrs(value: &[u8]) -> Result<LeaseAttrs, String> {
     if value.len() > MAX_VALUE {
         return Err(format!("a value of {} bytes; at most {MAX_VALUE} are read", value.len()));
     }
-    LeaseAttrs::parse(value).map_err(|e| e.to_string())
+    let attrs = LeaseAttrs::parse(value).map_err(|e| e.to_string())?;
+    // `null` and `{}` parse. Whose should they be?
+    if attrs.public_ip.is_empty() { Err("no public address".to_owned()) } else { Ok(attrs) }
 }

@@ -1,0 +1,119 @@
+//! The daemon's own code, node by node, against a store, kernels, wires and a
+//! clock that are all in memory, with faults drawn from a number. See
+//! ARCHITECTURE.md, "Simulation".
+#![allow(clippy::unwrap_used)] // in the helpers of tests, too
+
+mod faults;
+mod kernel;
+mod network;
+mod node;
+mod oracle;
+mod store;
+mod verdict;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use node::Mutant;
+use world::{Outcome, run};
+
+/// So many with `cargo test`; `WEFT_SIM_SCHEDULES` asks for others.
+const SCHEDULES: u64 = 2_000;
+/// A mutant is to be found out within so many.
+const MUTANT_SCHEDULES: u64 = 2_000;
+
+#[test]
+fn no_schedule_violates_an_invariant() {
+    let (first, count) = (number("WEFT_SIM_FIRST", 0), number("WEFT_SIM_SCHEDULES", SCHEDULES));
+    let begin = Instant::now();
+    let (next, done) = (AtomicU64::new(first), AtomicU64::new(0));
+    let (faults, slowest) = (AtomicU64::new(0), AtomicU64::new(0));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        let work = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + count {
+                    return;
+                }
+                let outcome = schedule(seed, None).unwrap_or_else(|violation| {
+                    next.store(u64::MAX / 2, Ordering::Relaxed);
+                    panic!("seed {seed}: {violation}\nreplay: WEFT_SIM_SEED={seed} cargo test --test simulation replay -- --nocapture")
+                });
+                faults.fetch_add(outcome.faults as u64, Ordering::Relaxed);
+                slowest.fetch_max(outcome.settled_after.as_secs(), Ordering::Relaxed);
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                if done.is_multiple_of(50_000) {
+                    eprintln!("{done} schedules in {:.0?}", begin.elapsed());
+                }
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    let took = begin.elapsed();
+    println!(
+        "{count} schedules from {first} with {} faults in {took:.1?}, {:.0} a minute; the longest took {} s to settle",
+        faults.into_inner(),
+        count as f64 * 60.0 / took.as_secs_f64(),
+        slowest.into_inner(),
+    );
+}
+
+/// Tells a schedule aloud: `WEFT_SIM_SEED=…`, `RUST_LOG=weft=debug` for the
+/// daemons' own words.
+#[test]
+fn replay() {
+    let seed = number("WEFT_SIM_SEED", 1);
+    let asked = std::env::var_os("WEFT_SIM_SEED").is_some();
+    if asked {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
+    run(seed, None, asked).unwrap();
+}
+
+#[test]
+fn a_seed_is_one_schedule() {
+    for seed in 0..20 {
+        let fingerprint = |outcome: Outcome| outcome.fingerprint;
+        assert_eq!(
+            run(seed, None, false).map(fingerprint),
+            run(seed, None, false).map(fingerprint),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn every_mutant_is_found_out() {
+    use Mutant::*;
+    for mutant in [NoCompare, NoResync, OwnsAll, NoHistory, BadIsGone, NoRenewal, NoDelete] {
+        let begin = Instant::now();
+        let found = (0..MUTANT_SCHEDULES).find_map(|seed| Some((seed, schedule(seed, Some(mutant)).err()?)));
+        let Some((seed, violation)) = found else {
+            panic!("{mutant:?} lives through {MUTANT_SCHEDULES} schedules")
+        };
+        let violation: String = violation.chars().take(160).collect();
+        println!("{mutant:?}: schedule {} after {:.1?}: {violation}", seed + 1, begin.elapsed());
+    }
+}
+
+/// A panic anywhere in it is a violation, too.
+fn schedule(seed: u64, mutant: Option<Mutant>) -> Result<Outcome, String> {
+    let ended = catch_unwind(AssertUnwindSafe(|| run(seed, mutant, false)));
+    ended.unwrap_or_else(|_| Err("a panic, see above".to_owned()))
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name);
+    text.map_or(default, |text| {
+        text.replace('_', "").parse().unwrap_or_else(|_| panic!("{name}={text}: a number"))
+    })
+}

@@ -1,0 +1,288 @@
+//! A node: its kernel, its wire to the store, its `subnet.env`, and the daemon,
+//! which lives and dies. What runs is the daemon's own code.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use weft::backends::{self, Backend, from_config};
+use weft::daemon::join::{self, Joined, patiently};
+use weft::daemon::leases::{self, Leases};
+use weft::desired::{Observed, Ownership};
+use weft::kernel::fake::Fake;
+use weft::kernel::host::{Host, HostLink};
+use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
+use weft::reconciler::{Handle, Reconciler, Settings};
+use weft::subnet::store::{EtcdStore, Store, StoreError};
+use weft::subnet::{Held, Renewal, Snapshot, StoreEvent, Want};
+
+use super::kernel::{Life, SimEvents, SimKernel};
+use super::network::Link;
+use super::store::{Model, PREFIX};
+use super::verdict::Verdict;
+
+/// A mechanism that is defeated, to see that the simulation minds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// Transactions succeed whatever they compare.
+    NoCompare,
+    /// Nobody is told that notifications were lost.
+    NoResync,
+    /// Everything is ours to remove.
+    OwnsAll,
+    /// A restored store looks like the one before.
+    NoHistory,
+    /// A bad record counts as a deleted one.
+    BadIsGone,
+    /// A renewal is believed done and is not.
+    NoRenewal,
+    /// The watch never tells that a lease is gone.
+    NoDelete,
+}
+
+/// What is the same for all nodes of a schedule.
+#[derive(Clone)]
+pub struct Setting {
+    pub model: Model,
+    pub verdict: Verdict,
+    pub ttl: Duration,
+    pub audit: Duration,
+    pub mutant: Option<Mutant>,
+}
+
+pub struct Node {
+    pub index: usize,
+    pub host: backends::Node,
+    pub fake: Fake,
+    pub link: Arc<Link>,
+    pub before: Arc<Observed>,
+    env: Arc<Mutex<Option<SubnetKey>>>,
+    pub running: Option<Running>,
+}
+
+/// A life of the daemon.
+pub struct Running {
+    pub life: Life,
+    task: JoinHandle<()>,
+    member: Arc<Mutex<Option<Member>>>,
+}
+
+/// A daemon that has joined.
+#[derive(Clone)]
+pub struct Member {
+    pub leases: Arc<Leases>,
+    pub reconciler: Handle,
+    pub backend: Arc<dyn Backend>,
+    pub attrs: LeaseAttrs,
+}
+
+impl Node {
+    pub fn new(index: usize, host: backends::Node, before: Observed, room: usize, seed: u64) -> Node {
+        Node {
+            index,
+            host,
+            fake: Fake::faithful(before.clone(), room),
+            link: Link::new(seed),
+            before: Arc::new(before),
+            env: Arc::default(),
+            running: None,
+        }
+    }
+
+    pub fn start(&mut self, setting: &Setting) {
+        self.fake.reopen();
+        let life = Life::new();
+        let member = Arc::new(Mutex::new(None));
+        let daemon = Daemon {
+            index: self.index,
+            host: self.host.clone(),
+            fake: self.fake.clone(),
+            before: self.before.clone(),
+            env: self.env.clone(),
+            life: life.clone(),
+            member: member.clone(),
+            setting: setting.clone(),
+        };
+        let channel = self.link.channel(self.index, &setting.model);
+        let etcd = EtcdStore::from_channel(channel, PREFIX, "model").with_lease_ttl(setting.ttl);
+        let store = Mutated { etcd, mutant: setting.mutant };
+        self.running = Some(Running { life, task: tokio::spawn(daemon.run(Arc::new(store))), member });
+    }
+
+    /// At whatever it was waiting for.
+    pub fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.life.end();
+            running.task.abort();
+        }
+    }
+
+    /// The machine starts afresh: what was in its kernel is gone, its disk is not.
+    pub fn reboot(&mut self) {
+        self.kill();
+        self.fake.disturb(|state| *state = (*self.before).clone(), []);
+    }
+
+    pub fn member(&self) -> Option<Member> {
+        self.running.as_ref()?.member.lock().unwrap().clone()
+    }
+
+    /// Bury a daemon that has ended: killed in the midst of a batch, or by an
+    /// error that a supervisor would start it again for.
+    pub fn bury(&mut self) -> bool {
+        let over = self.running.as_ref().is_some_and(|r| r.life.is_over() || r.task.is_finished());
+        if over {
+            self.kill();
+        }
+        over
+    }
+}
+
+struct Daemon {
+    index: usize,
+    host: backends::Node,
+    fake: Fake,
+    before: Arc<Observed>,
+    env: Arc<Mutex<Option<SubnetKey>>>,
+    life: Life,
+    member: Arc<Mutex<Option<Member>>>,
+    setting: Setting,
+}
+
+impl Daemon {
+    /// As `daemon::start`, without a host's options, uplinks and sockets.
+    async fn run(self, store: Arc<dyn Store>) {
+        let Ok(joined) = self.join(&*store).await else { return };
+        self.setting.verdict.note(self.index as u64, || {
+            format!("  node {} holds {}", self.index, joined.held.stored.lease.key)
+        });
+        *self.env.lock().unwrap() = Some(joined.held.stored.lease.key);
+        let target = joined.target();
+        let kernel = SimKernel {
+            node: self.index,
+            fake: self.fake.clone(),
+            before: self.before.clone(),
+            life: self.life.clone(),
+            model: self.setting.model.clone(),
+            verdict: self.setting.verdict.clone(),
+        };
+        let events =
+            SimEvents { fake: self.fake.clone(), deaf: self.setting.mutant == Some(Mutant::NoResync) };
+        let settings = Settings { audit: self.setting.audit, ..Settings::default() };
+        let backend = joined.backend.clone();
+        let own = self.ownership(&*backend);
+        let (reconciler, handle) = Reconciler::new(kernel, events, backend, own, target.clone(), settings);
+        let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target));
+        *self.member.lock().unwrap() = Some(Member {
+            leases: leases.clone(),
+            reconciler: handle,
+            backend: joined.backend.clone(),
+            attrs: joined.want.attrs.clone(),
+        });
+        let mut loops = JoinSet::new();
+        let stop = CancellationToken::new();
+        loops.spawn(async move { reconciler.run(stop).await.unwrap() });
+        loops.spawn(leases::follow(store.watch(joined.snapshot), leases.clone()));
+        loops.spawn(leases::keep(store, leases, self.setting.ttl / 3));
+        let ended = loops.join_next().await;
+        self.setting.verdict.violated(|| format!("node {}: a loop ended: {ended:?}", self.index));
+    }
+
+    async fn join(&self, store: &dyn Store) -> anyhow::Result<Joined> {
+        let json = loop {
+            match patiently("the network config", || store.network_config()).await? {
+                Some(json) => break json,
+                None => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
+        let network = NetworkConfig::parse(&json)?;
+        let backend: Arc<dyn Backend> = from_config(&network, false)?.into();
+        backend.check(&self.host)?;
+        let previous = *self.env.lock().unwrap();
+        join::lease(store, network, backend, &self.host_links(), self.host.clone(), previous).await
+    }
+
+    fn host_links(&self) -> Host {
+        let links = self.fake.with(|state| {
+            let link = |(name, link): (&_, &weft::desired::ObservedLink)| HostLink {
+                index: link.index,
+                name: *name,
+                mtu: link.mtu,
+                mac: link.mac,
+                addresses: Vec::new(),
+            };
+            state.links.iter().map(link).collect()
+        });
+        Host { links, routes: Vec::new() }
+    }
+
+    fn ownership(&self, backend: &dyn Backend) -> Ownership {
+        let mut own = backend.ownership();
+        if self.setting.mutant == Some(Mutant::OwnsAll) {
+            own.links.insert("docker0".parse().unwrap());
+            own.networks.push("0.0.0.0/0".parse().unwrap());
+        }
+        own
+    }
+}
+
+/// The daemon's client of the store, with one of its mechanisms defeated or none.
+struct Mutated {
+    etcd: EtcdStore,
+    mutant: Option<Mutant>,
+}
+
+impl Store for Mutated {
+    fn describe(&self) -> String {
+        self.etcd.describe()
+    }
+
+    fn network_config(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
+        self.etcd.network_config()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
+        self.etcd.snapshot()
+    }
+
+    fn acquire<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        want: &'a Want,
+    ) -> BoxFuture<'a, Result<Held, StoreError>> {
+        self.etcd.acquire(snapshot, want)
+    }
+
+    fn renew<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Renewal, StoreError>> {
+        match self.mutant {
+            Some(Mutant::NoRenewal) => Box::pin(async { Ok(Renewal::Renewed(held.ttl)) }),
+            _ => self.etcd.renew(held),
+        }
+    }
+
+    fn update<'a>(
+        &'a self,
+        held: &'a Held,
+        attrs: &'a LeaseAttrs,
+    ) -> BoxFuture<'a, Result<Option<Held>, StoreError>> {
+        self.etcd.update(held, attrs)
+    }
+
+    fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
+        let events = self.etcd.watch(from);
+        match self.mutant {
+            Some(Mutant::BadIsGone) => Box::pin(events.map(|event| match event {
+                StoreEvent::Bad(bad) => bad.subnet.map_or(StoreEvent::Bad(bad), StoreEvent::Delete),
+                other => other,
+            })),
+            Some(Mutant::NoDelete) => {
+                Box::pin(events.filter(|event| std::future::ready(!matches!(event, StoreEvent::Delete(_)))))
+            }
+            _ => events,
+        }
+    }
+}
