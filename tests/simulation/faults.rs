@@ -215,14 +215,11 @@ impl World {
             Compaction => model.update(|state| state.compact(state.now.revision - (number % 3) as i64)),
             Save => self.saved = Some(model.lock().now.clone()),
             Restore => {
-                // Once with the same identity: of a second time a client sees no sign
-                // where the revisions have caught up.
                 let Some(saved) = self.saved.clone() else { return "nothing saved".to_owned() };
-                let as_itself = !std::mem::replace(&mut self.restored, true);
-                model.update(|state| state.restore(saved, as_itself));
+                self.restore(saved);
             }
             Wipe => {
-                model.update(|state| state.restore(Contents::empty(), false));
+                self.restore(Contents::empty());
                 self.put_config();
             }
             Expiry => model.update(|state| {
@@ -280,6 +277,13 @@ impl World {
             }),
         }
         format!("node {node}, revision {}", model.lock().now.revision)
+    }
+
+    /// The first time perhaps under the store's old identity. Of a second time a
+    /// client would see no sign where the revisions have caught up.
+    fn restore(&mut self, contents: Contents) {
+        let as_itself = !std::mem::replace(&mut self.restored, true) && self.rng.bool();
+        self.setting.model.update(|state| state.restore(contents, as_itself));
     }
 
     /// Inside the pool, also where nodes take theirs.

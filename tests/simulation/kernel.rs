@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use ipnetwork::IpNetwork;
+use tokio::time::Instant;
 use weft::desired::{NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op};
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::{Cause, NetlinkError};
 use weft::kernel::{Events, Kernel, KernelEvent, Scope};
 use weft::model::{IfName, Mac};
 
-use super::store::{Model, Writer, subnet_of};
+use super::store::{Model, Record, Writer};
 use super::verdict::Verdict;
 
 /// Notifications that wait: so few that a burst runs over.
@@ -122,6 +123,8 @@ pub struct SimKernel {
     pub life: Life,
     pub model: Model,
     pub verdict: Verdict,
+    /// When this life joined.
+    pub since: Instant,
 }
 
 impl Kernel for SimKernel {
@@ -155,25 +158,25 @@ impl SimKernel {
         result
     }
 
-    /// A route to a subnet whose lease has stood since it was taken stays.
+    /// A route that leads where a lease says stays while that lease stands as it
+    /// was taken, and when its record is spoilt under the eyes of a daemon.
     fn judge(&self, op: &Op) {
-        let Op::DelRoute { dst, protocol } = op else { return };
+        let Op::DelRoute { dst, .. } = op else { return };
+        let via = |have: &Observed| have.target(have.routes.get(dst)?).map(|hop| hop.via);
+        let Some(via) = self.fake.with(via) else { return };
         let state = self.model.lock();
-        if state.disturbed_all
-            || !self.fake.with(|have| have.routes.get(dst).is_some_and(|r| r.protocol == *protocol))
-        {
-            return;
-        }
-        let stands = state.now.records.iter().find(|(key, record)| {
+        let leads = |record: &Record| {
+            let Some((key, attrs)) = record.lease() else { return false };
             matches!(record.writer, Writer::Node(other) if other != self.node)
-                && !state.disturbed.contains(*key)
-                && subnet_of(key).is_some_and(|subnet| subnet.nets().any(|(_, net)| net == *dst))
-        });
-        if let Some((_, record)) = stands {
-            let writer = record.writer;
-            drop(state);
-            self.verdict
-                .violated(|| format!("node {}: {op}, though the lease of {writer:?} stands", self.node));
+                && key.nets().any(|(_, net)| net == *dst)
+                && (via == dst.ip() || attrs.public_ip.iter().any(|(_, ip)| *ip == via))
+        };
+        let standing = state.now.records.values().filter(|_| !state.disturbed_all);
+        let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
+        let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
+        if let Some(record) = standing.chain(spoilt).find(|record| leads(record)) {
+            let what = || format!("node {}: {op}, though the lease of {:?} stands", self.node, record.writer);
+            self.verdict.violated(what);
         }
     }
 

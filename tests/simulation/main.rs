@@ -8,13 +8,14 @@ mod kernel;
 mod network;
 mod node;
 mod oracle;
+mod scale;
 mod store;
 mod verdict;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use node::Mutant;
 use world::{Outcome, run};
@@ -103,6 +104,40 @@ fn every_mutant_is_found_out() {
         let violation: String = violation.chars().take(160).collect();
         println!("{mutant:?}: schedule {} after {:.1?}: {violation}", seed + 1, begin.elapsed());
     }
+}
+
+/// `WEFT_SIM_NODES=5000` is what docs/scale.md speaks of.
+#[test]
+fn what_many_nodes_cost_grows_with_their_number() {
+    let nodes = number("WEFT_SIM_NODES", 120) as usize;
+    let (watching, spread) = (6, Duration::from_secs(number("WEFT_SIM_SPREAD", 60)));
+    let begin = Instant::now();
+    let scale::Cost { start, joined_after, keep, ops, watching } = scale::run(nodes, watching, spread);
+    println!(
+        "{nodes} nodes that start within {spread:?}, {watching} of them watching ({:.1?} of this machine's time):\n  \
+         joined after {joined_after:.1?}; to the store: {} ranges ({} bytes), {} transactions ({} lost), {} grants\n  \
+         events to those that watch: {} ({} bytes); ops on their kernels: {ops:?}\n  \
+         while a lease lives ({} s): {} keep-alives, {} ranges, {} transactions, {} events",
+        begin.elapsed(),
+        start.ranges,
+        start.range_bytes,
+        start.txns,
+        start.lost_txns,
+        start.grants,
+        start.events,
+        start.event_bytes,
+        600,
+        keep.keep_alives,
+        keep.ranges,
+        keep.txns,
+        keep.events,
+    );
+    let nodes = nodes as u64;
+    assert!(start.txns <= 2 * nodes && start.grants <= 2 * nodes, "taking a lease is one transaction");
+    assert!(start.events <= (nodes + 1) * watching as u64, "an event a lease and watch");
+    assert_eq!((keep.txns, keep.events), (0, 0), "a renewal wakes nobody");
+    assert!(keep.keep_alives <= 2 * nodes && keep.ranges <= 2 * nodes, "a renewal in half a lease's life");
+    assert!(ops.iter().all(|ops| *ops as u64 <= 4 * nodes + 3), "four ops a peer");
 }
 
 /// A panic anywhere in it is a violation, too.

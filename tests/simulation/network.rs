@@ -80,17 +80,12 @@ impl Link {
     /// The node's channel to the store.
     pub fn channel(self: &Arc<Link>, node: usize, model: &Model) -> etcd_client::Channel {
         let server = Server { node, model: model.clone(), link: self.clone() };
-        let channel = Channel {
-            link: self.clone(),
-            kv: PbKvServer::new(server.clone()),
-            lease: PbLeaseServer::new(server.clone()),
-            watch: PbWatchServer::new(server),
-        };
-        etcd_client::Channel::Custom(BoxCloneSyncService::new(channel))
+        etcd_client::Channel::Custom(BoxCloneSyncService::new(Channel(Arc::new(server))))
     }
 
-    /// A message arrives after this, if at all.
-    async fn travel(&self) -> Result<(), Status> {
+    /// A message arrives after this, if at all: else the status that its sender
+    /// sees, or none where it waits in vain.
+    async fn travel(&self) -> Result<(), Option<Status>> {
         let delay = self.weather().delay;
         let delay = if delay == 0 { 0 } else { self.rng.lock().unwrap().u64(..=delay) };
         if delay > 0 {
@@ -99,12 +94,14 @@ impl Link {
         let Weather { reach, loss, .. } = self.weather();
         match reach {
             Reach::Up if loss > 0 && self.rng.lock().unwrap().u8(..100) < loss => {
-                Err(Status::unavailable("connection reset"))
+                Err(Some(Status::unavailable("connection reset")))
             }
             Reach::Up => Ok(()),
-            Reach::Refused => Err(Status::unavailable("connection refused")),
-            Reach::Forbidden => Err(Status::new(Code::PermissionDenied, "etcdserver: permission denied")),
-            Reach::Silent => std::future::pending().await,
+            Reach::Refused => Err(Some(Status::unavailable("connection refused"))),
+            Reach::Forbidden => {
+                Err(Some(Status::new(Code::PermissionDenied, "etcdserver: permission denied")))
+            }
+            Reach::Silent => Err(None),
         }
     }
 
@@ -135,12 +132,7 @@ impl Link {
 }
 
 #[derive(Clone)]
-struct Channel {
-    link: Arc<Link>,
-    kv: PbKvServer<Server>,
-    lease: PbLeaseServer<Server>,
-    watch: PbWatchServer<Server>,
-}
+struct Channel(Arc<Server>);
 
 impl Service<http::Request<Body>> for Channel {
     type Response = http::Response<Body>;
@@ -153,33 +145,35 @@ impl Service<http::Request<Body>> for Channel {
 
     /// What was sent arrives though the sender has given up waiting or died.
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let (reply, answer) = oneshot::channel();
-        let mut this = self.clone();
+        let (mut reply, answer) = oneshot::channel();
+        let server = self.0.clone();
         tokio::spawn(async move {
-            let response = match this.link.travel().await {
+            let answered = match server.link.travel().await {
                 Ok(()) => {
-                    let response = this.dispatch(request).await;
-                    this.link.travel().await.map_or_else(Status::into_http, |()| response)
+                    let response = dispatch(&server, request).await;
+                    server.link.travel().await.map(|()| response)
                 }
-                Err(status) => status.into_http(),
+                Err(status) => Err(status),
             };
-            let _ = reply.send(response);
+            match answered {
+                Ok(response) => drop(reply.send(response)),
+                Err(Some(status)) => drop(reply.send(status.into_http())),
+                Err(None) => reply.closed().await,
+            }
         });
         Box::pin(async { answer.await.map_err(Into::into) })
     }
 }
 
-impl Channel {
-    async fn dispatch(&mut self, request: http::Request<Body>) -> http::Response<Body> {
-        let path = request.uri().path();
-        let response = match path.split('/').nth(1) {
-            Some("etcdserverpb.KV") => self.kv.call(request).await,
-            Some("etcdserverpb.Lease") => self.lease.call(request).await,
-            Some("etcdserverpb.Watch") => self.watch.call(request).await,
-            _ => panic!("not in this model: {path}"),
-        };
-        response.unwrap_or_else(|never| match never {})
-    }
+async fn dispatch(server: &Arc<Server>, request: http::Request<Body>) -> http::Response<Body> {
+    let (path, server) = (request.uri().path(), server.clone());
+    let response = match path.split('/').nth(1) {
+        Some("etcdserverpb.KV") => PbKvServer::from_arc(server).call(request).await,
+        Some("etcdserverpb.Lease") => PbLeaseServer::from_arc(server).call(request).await,
+        Some("etcdserverpb.Watch") => PbWatchServer::from_arc(server).call(request).await,
+        _ => panic!("not in this model: {path}"),
+    };
+    response.unwrap_or_else(|never| match never {})
 }
 
 /// The model as one node reaches it.

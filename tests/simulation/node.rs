@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft::backends::{self, Backend, from_config};
 use weft::daemon::join::{self, Joined, patiently};
@@ -16,7 +17,7 @@ use weft::desired::{Observed, Ownership};
 use weft::kernel::fake::Fake;
 use weft::kernel::host::{Host, HostLink};
 use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
-use weft::reconciler::{Handle, Reconciler, Settings};
+use weft::reconciler::{Handle, Inputs, Reconciler, Settings, Target};
 use weft::subnet::store::{EtcdStore, Store, StoreError};
 use weft::subnet::{Held, Renewal, Snapshot, StoreEvent, Want};
 
@@ -94,6 +95,15 @@ impl Node {
     }
 
     pub fn start(&mut self, setting: &Setting) {
+        self.begin(setting, false);
+    }
+
+    /// A daemon that takes and keeps its lease and follows nobody else's.
+    pub fn start_blind(&mut self, setting: &Setting) {
+        self.begin(setting, true);
+    }
+
+    fn begin(&mut self, setting: &Setting, blind: bool) {
         self.fake.reopen();
         let life = Life::new();
         let member = Arc::new(Mutex::new(None));
@@ -110,7 +120,11 @@ impl Node {
         let channel = self.link.channel(self.index, &setting.model);
         let etcd = EtcdStore::from_channel(channel, PREFIX, "model").with_lease_ttl(setting.ttl);
         let store = Mutated { etcd, mutant: setting.mutant };
-        self.running = Some(Running { life, task: tokio::spawn(daemon.run(Arc::new(store))), member });
+        let task = match blind {
+            false => tokio::spawn(daemon.run(Arc::new(store))),
+            true => tokio::spawn(daemon.run_blind(Arc::new(store))),
+        };
+        self.running = Some(Running { life, task, member });
     }
 
     /// At whatever it was waiting for.
@@ -169,6 +183,7 @@ impl Daemon {
             life: self.life.clone(),
             model: self.setting.model.clone(),
             verdict: self.setting.verdict.clone(),
+            since: Instant::now(),
         };
         let events =
             SimEvents { fake: self.fake.clone(), deaf: self.setting.mutant == Some(Mutant::NoResync) };
@@ -190,6 +205,14 @@ impl Daemon {
         loops.spawn(leases::keep(store, leases, self.setting.ttl / 3));
         let ended = loops.join_next().await;
         self.setting.verdict.violated(|| format!("node {}: a loop ended: {ended:?}", self.index));
+    }
+
+    async fn run_blind(self, store: Arc<dyn Store>) {
+        let Ok(Joined { held, want, node, identity, .. }) = self.join(&*store).await else { return };
+        let own = held.stored.lease.key;
+        let nobody = Target::new(Inputs { node, identity, own, peers: Default::default() });
+        let leases = Arc::new(Leases::new(held, want, nobody));
+        leases::keep(store, leases, self.setting.ttl / 3).await;
     }
 
     async fn join(&self, store: &dyn Store) -> anyhow::Result<Joined> {

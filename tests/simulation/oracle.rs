@@ -156,6 +156,6 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, want: &T, have: &T) -> Resul
 }
 
 fn mac_of(attrs: &LeaseAttrs, family: Family) -> Option<Mac> {
-    let data: serde_json::Value = serde_json::from_str(attrs.backend_data.get(family)?.get()).ok()?;
+    let data: serde_json::Value = serde_json::from_str(&attrs.backend_data.get(family)?.text()).ok()?;
     data.get("VtepMAC")?.as_str()?.parse().ok()
 }

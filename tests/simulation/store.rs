@@ -38,6 +38,12 @@ pub struct Record {
     pub writer: Writer,
 }
 
+impl Record {
+    pub fn lease(&self) -> Option<(SubnetKey, LeaseAttrs)> {
+        Some((subnet_of(&self.kv.key)?, LeaseAttrs::parse(&self.kv.value).ok()?))
+    }
+}
+
 /// What is kept by a snapshot, to be restored.
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
@@ -86,6 +92,8 @@ pub struct State {
     /// keeps it: deleted, expired, restored, written by others.
     pub disturbed: BTreeSet<Vec<u8>>,
     pub disturbed_all: bool,
+    /// Records of nodes that were spoilt, as they were, and since when.
+    pub spoils: BTreeMap<Vec<u8>, (Record, Instant)>,
     pub ignore_compare: bool,
     pub ignore_history: bool,
     pub load: Load,
@@ -112,6 +120,7 @@ impl Model {
             addresses,
             disturbed: BTreeSet::new(),
             disturbed_all: false,
+            spoils: BTreeMap::new(),
             ignore_compare: false,
             ignore_history: false,
             load: Load::default(),
@@ -191,6 +200,7 @@ impl State {
         self.log.clear();
         self.epoch += 1;
         self.disturbed_all = true;
+        self.spoils.clear();
         if !same_cluster {
             self.cluster += 1;
         }
@@ -402,6 +412,13 @@ impl State {
             mod_revision: revision,
             lease,
         };
+        match (writer, self.now.records.get(key)) {
+            (Writer::Vandal, Some(record)) if matches!(record.writer, Writer::Node(_)) => {
+                self.spoils.insert(key.to_vec(), (record.clone(), Instant::now()));
+            }
+            (Writer::Vandal, _) => {}
+            _ => drop(self.spoils.remove(key)),
+        }
         if !matches!(writer, Writer::Node(_)) {
             self.disturbed.insert(key.to_vec());
         }
@@ -412,6 +429,7 @@ impl State {
     fn delete(&mut self, writer: Writer, key: &[u8], revision: i64) -> bool {
         self.judge(writer, key, None);
         let Some(record) = self.now.records.remove(key) else { return false };
+        self.spoils.remove(key);
         self.disturbed.insert(key.to_vec());
         let kv = PbKeyValue { key: key.to_vec(), mod_revision: revision, ..PbKeyValue::default() };
         self.log.push((revision, PbEvent { r#type: DELETE, kv: Some(kv), prev_kv: Some(record.kv) }));
@@ -444,10 +462,8 @@ impl State {
 
     /// All records that are good leases, by whom they were written.
     pub fn leases(&self) -> impl Iterator<Item = (SubnetKey, LeaseAttrs, &Record)> {
-        self.now.records.values().filter(|record| record.writer != Writer::Vandal).filter_map(|record| {
-            let key = subnet_of(&record.kv.key)?;
-            Some((key, LeaseAttrs::parse(&record.kv.value).ok()?, record))
-        })
+        let good = self.now.records.values().filter(|record| record.writer != Writer::Vandal);
+        good.filter_map(|record| record.lease().map(|(key, attrs)| (key, attrs, record)))
     }
 
     /// Subnets whose records are no leases.

@@ -13,7 +13,7 @@ use super::kernel::{ROOM, before, uplink};
 use super::network::{Reach, Weather};
 use super::node::{Mutant, Node, Setting};
 use super::oracle::settled;
-use super::store::{Contents, Load, Model, PREFIX, Writer};
+use super::store::{Contents, Model, PREFIX, Writer};
 use super::verdict::Verdict;
 
 /// A node that reaches the store knows of its subnet's fate after this: the
@@ -32,7 +32,6 @@ pub struct Outcome {
     pub fingerprint: u64,
     pub settled_after: Duration,
     pub faults: usize,
-    pub load: Load,
 }
 
 pub struct World {
@@ -134,8 +133,7 @@ impl World {
         }
         let settled_after = self.settle().await?;
         expiring.abort();
-        let load = self.setting.model.lock().load;
-        Ok(Outcome { fingerprint: self.setting.verdict.fingerprint(), settled_after, faults, load })
+        Ok(Outcome { fingerprint: self.setting.verdict.fingerprint(), settled_after, faults })
     }
 
     pub fn put_config(&self) {
