@@ -238,7 +238,7 @@ impl World {
                         state.put_by(
                             Writer::Vandal,
                             &record.kv.key,
-                            &GARBAGE[number as usize % GARBAGE.len()],
+                            GARBAGE[number as usize % GARBAGE.len()],
                             0,
                         );
                     }

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use weft::desired::{NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op};
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::{Cause, NetlinkError};
-use weft::kernel::{Events, Kernel, KernelEvent, Scope};
+use weft::kernel::{Events, Glance, Kernel, KernelEvent, Scope};
 use weft::model::{IfName, Mac};
 
-use super::store::{Model, Record, Writer};
+use super::store::{Model, Record, Writer, subnet_of};
 use super::verdict::Verdict;
 
 /// Notifications that wait: so few that a burst runs over.
@@ -135,6 +135,13 @@ impl Kernel for SimKernel {
         self.fake.observe(scope)
     }
 
+    fn glance(&mut self, scope: &Scope) -> Result<Option<Glance>, NetlinkError> {
+        if self.life.is_over() {
+            return Err(self.dead());
+        }
+        self.fake.glance(scope)
+    }
+
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {
         ops.iter().map(|op| self.one(op)).collect()
     }
@@ -174,7 +181,13 @@ impl SimKernel {
         let standing = state.now.records.values().filter(|_| !state.disturbed_all);
         let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
         let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
-        if let Some(record) = standing.chain(spoilt).find(|record| leads(record)) {
+        // Of two families one may have been part of another lease before.
+        let reused = |record: &Record| {
+            let others = state.disturbed.iter().filter(|key| **key != record.kv.key);
+            others.filter_map(|key| subnet_of(key)).any(|key| key.nets().any(|(_, net)| net == *dst))
+        };
+        let led = standing.chain(spoilt).find(|record| leads(record) && !reused(record));
+        if let Some(record) = led {
             let what = || format!("node {}: {op}, though the lease of {:?} stands", self.node, record.writer);
             self.verdict.violated(what);
         }

@@ -21,9 +21,9 @@ use node::Mutant;
 use world::{Outcome, run};
 
 /// So many with `cargo test`; `WEFT_SIM_SCHEDULES` asks for others.
-const SCHEDULES: u64 = 2_000;
+const SCHEDULES: u64 = 400;
 /// A mutant is to be found out within so many.
-const MUTANT_SCHEDULES: u64 = 2_000;
+const MUTANT_SCHEDULES: u64 = 500;
 
 #[test]
 fn no_schedule_violates_an_invariant() {
@@ -109,7 +109,7 @@ fn every_mutant_is_found_out() {
 /// `WEFT_SIM_NODES=5000` is what docs/scale.md speaks of.
 #[test]
 fn what_many_nodes_cost_grows_with_their_number() {
-    let nodes = number("WEFT_SIM_NODES", 120) as usize;
+    let nodes = number("WEFT_SIM_NODES", 60) as usize;
     let (watching, spread) = (6, Duration::from_secs(number("WEFT_SIM_SPREAD", 60)));
     let begin = Instant::now();
     let scale::Cost { start, joined_after, keep, ops, watching } = scale::run(nodes, watching, spread);

@@ -1,7 +1,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, GetResponse, KeyValue, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{
+    Client, GetOptions, GetResponse, KeyValue, ResponseHeader, WatchOptions, WatchResponse, WatchStream,
+};
 use futures_util::stream::{self, BoxStream};
 use tokio::time::timeout;
 use tonic::Code;
@@ -170,6 +172,11 @@ impl Watcher {
                 response.cancel_reason()
             )));
         }
+        // Replaced since the probe: the listing and the watch are of two stores.
+        if response.created() && self.is_other_origin(response.header()) {
+            (self.stream, self.rest, self.astray) = (None, true, true);
+            return Ok(());
+        }
         if !response.created() {
             self.pauses = Box::new(pauses(FIRST_PAUSE, MAX_PAUSE));
         }
@@ -215,12 +222,16 @@ impl Watcher {
     /// Whether the store was restored from a backup or replaced: its revisions
     /// are not those we counted in.
     fn is_other_history(&mut self, probe: &GetResponse) -> bool {
-        let Some(header) = probe.header() else { return false };
+        self.is_other_origin(probe.header())
+            || probe.header().is_some_and(|header| header.revision() + 1 < self.next)
+            || self.anchor.as_ref().is_some_and(|anchor| !anchor.stands(probe.kvs()))
+    }
+
+    fn is_other_origin(&mut self, header: Option<&ResponseHeader>) -> bool {
+        let Some(header) = header else { return false };
         let now = Origin { cluster: header.cluster_id(), term: header.raft_term() };
         let before = self.seen.replace(now);
-        header.revision() + 1 < self.next
-            || before.is_some_and(|before| before.cluster != now.cluster || before.term > now.term)
-            || self.anchor.as_ref().is_some_and(|anchor| !anchor.stands(probe.kvs()))
+        before.is_some_and(|before| before.cluster != now.cluster || before.term > now.term)
     }
 
     async fn lost(&mut self, failure: &Failure) {
