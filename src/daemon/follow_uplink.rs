@@ -22,8 +22,7 @@ use crate::reconciler::Target;
 
 /// A change seldom comes alone: an address goes before the next one comes.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Between two looks while there is nothing to use. What a default route does is
-/// not told of.
+/// Between two looks while there is nothing to use.
 const RETRY: Duration = Duration::from_secs(1);
 /// Another interface than before has to be chosen for so long: a default route
 /// that is away for a moment moves nobody.
@@ -67,7 +66,7 @@ impl Uplink {
         (uplink, told)
     }
 
-    /// Looks whenever the kernel tells of a link or an address, and now and then.
+    /// Looks whenever the kernel tells of a link, an address or a default route, and now and then.
     /// Fails only where it tells no more.
     pub async fn follow(mut self, mut events: Monitor) -> anyhow::Result<()> {
         loop {

@@ -165,7 +165,7 @@ fn follow_uplink(
     leases: Arc<Leases>,
     tasks: &mut Tasks,
 ) -> anyhow::Result<watch::Receiver<Option<String>>> {
-    let events = Monitor::of_addresses()?;
+    let events = Monitor::of_uplinks()?;
     let (uplink, trouble) = Uplink::new(args, joined, target, leases);
     let stop = tasks.stop.clone();
     let following = async move {

@@ -45,7 +45,10 @@ impl View {
 
     pub fn learn(&mut self, event: &KernelEvent) -> Effect {
         match event {
-            KernelEvent::Resync(_) => Effect::Stale,
+            KernelEvent::Resync(_) => {
+                self.told.clear();
+                Effect::Stale
+            }
             KernelEvent::Setting => Effect::Nothing,
             KernelEvent::Added(Entry::Link(link)) => self.link(link),
             KernelEvent::Added(entry) => added(&mut self.have, entry),

@@ -27,6 +27,8 @@ mod offload;
 #[cfg(feature = "daemon")]
 mod request;
 #[cfg(feature = "daemon")]
+mod rivals;
+#[cfg(feature = "daemon")]
 mod rtnl;
 #[cfg(feature = "daemon")]
 mod sysctl;

@@ -9,7 +9,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use super::entry::{Entry, LinkEntry};
 use super::netlink::{Cause, Connection, NetlinkError, Request, in_netns};
 use super::nexthop::NexthopNetlinkMessage;
-use super::{Glance, Kernel, Scope, learn, offload, request, sysctl};
+use super::{Glance, Kernel, Scope, learn, offload, request, rivals, sysctl};
 use crate::desired::{LinkKind, LinkSpec, Observed, ObservedLink, Op};
 use crate::model::{Family, IfName};
 
@@ -82,6 +82,10 @@ impl Kernel for Rtnl {
             |name: &IfName| Some((*name, offload::tx_checksum(self.connection.as_fd(), *name).ok()?));
         let tx_checksum = scope.tunnels.iter().filter_map(offload).collect();
         Ok(Some(Glance { sysctls: self.sysctls(scope)?, tx_checksum }))
+    }
+
+    fn rivals(&mut self) -> Vec<String> {
+        rivals::running()
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {

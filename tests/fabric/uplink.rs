@@ -145,6 +145,28 @@ fn an_interface_that_goes_keeps_the_last_known_node_and_a_new_one_is_taken_up() 
 }
 
 #[test]
+fn a_default_route_that_moves_alone_moves_the_uplink() {
+    let mut fabric = Fabric::new("default-route", VXLAN, 1);
+    fabric.start_all();
+    let host = &fabric.hosts[0];
+    host.ip_batch(&[
+        "link add eth1 type veth peer name other",
+        "link set other up",
+        "link set eth1 up",
+        "addr add 192.168.99.1/24 dev eth1",
+    ])
+    .unwrap();
+    // What was told of the link has been looked at by now; nothing more is told of it.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(fabric.status(0)["node"]["uplink"], "eth0");
+
+    host.ip_batch(&["route replace default via 192.168.99.254 dev eth1"]).unwrap();
+    let moved = || fabric.status(0)["node"]["uplink"] == "eth1";
+    let took = wait_until(SOON, "another uplink", moved).unwrap();
+    eprintln!("a default route that moved alone was followed {took:.1?} after");
+}
+
+#[test]
 fn patterns_and_reach_choose_the_uplink() {
     let mut fabric = Fabric::new("choose", VXLAN, 1);
     fabric.hosts[0]

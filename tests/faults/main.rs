@@ -180,6 +180,29 @@ fn a_login_that_is_refused_and_then_not() {
 }
 
 #[test]
+fn notifications_of_the_kernel_that_were_lost_end_in_a_fresh_look() {
+    let mut stage = Stage::new("enobufs", 1, &[]);
+    let dst = stage.fabric.subnet_of(1);
+    stage.fabric.daemons[0].pause().unwrap();
+    // Far more than the socket holds, then what is ours, of which it tells no more.
+    let host = &stage.fabric.hosts[0];
+    let foreign = (0..20_000).map(|n| format!("10.99.{}.{}/32 dev eth0", n / 256, n % 256));
+    let lines: Vec<_> =
+        foreign.flat_map(|route| [format!("route add {route}"), format!("route del {route}")]).collect();
+    host.ip_batch(&lines).unwrap();
+    host.run("ip", ["route", "del", &dst]).unwrap();
+    stage.forget_traffic();
+    stage.fabric.daemons[0].resume().unwrap();
+
+    let took = wait_until(SOON, "the route", || stage.fabric.has_route(0, &dst));
+    let took = took.unwrap_or_else(|e| panic!("{e}: {}", stage.fabric.daemons[0].log_tail(30)));
+    eprintln!("a route whose loss was lost, too, was back {took:.1?} after");
+    let log = stage.fabric.daemons[0].log_tail(50);
+    assert!(log.contains("reading the kernel's state afresh: notifications were lost"), "{log}");
+    stage.assert_right("lost notifications");
+}
+
+#[test]
 fn a_restart_while_the_store_is_away_serves_containers() {
     let mut stage = Stage::new("restart", 1, &[]);
     let env = stage.fabric.subnet_env(0);
