@@ -152,7 +152,7 @@ fn a_tool_with_words_of_its_own_is_no_reason_to_write_for_ever() {
     let (dir, calls) = (node.lab.dir().join("bin"), node.lab.dir().join("calls"));
     std::fs::create_dir(&dir).unwrap();
     let script = format!(
-        "#!/bin/sh\necho \"$*\" >> {}\nout=$(/usr/sbin/nft \"$@\") || exit\nprintf %s \"$out\" | sed 's/16384/\"0x4000\"/g'\n",
+        "#!/bin/sh\necho \"$*\" >> {}\nout=$(/usr/sbin/nft \"$@\") || exit\nprintf %s \"$out\" | sed 's/16384/\"0x4000\"/g; s/8472/\"0x2118\"/g'\n",
         calls.display()
     );
     std::fs::write(dir.join("nft"), script).unwrap();
@@ -162,10 +162,10 @@ fn a_tool_with_words_of_its_own_is_no_reason_to_write_for_ever() {
 
     node.start(0, Mode::Nftables, &["--ip-masq", "--audit-interval=1"]);
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(writes(), 4, "two for each family: {}", node.daemons[0].log_tail(30));
+    assert_eq!(writes(), 5, "two for each family, one of the guard: {}", node.daemons[0].log_tail(30));
     node.hosts[0].run("nft", ["flush ruleset"]).unwrap();
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(writes(), 6, "one for each family: {}", node.daemons[0].log_tail(30));
+    assert_eq!(writes(), 8, "one for each family and the guard: {}", node.daemons[0].log_tail(30));
 }
 
 /// By notification or by the look each second: the audit is a minute away. The
