@@ -145,8 +145,15 @@ fn refused(case: &Case, code: i64, reference: &Recording, ours: &Recording) -> V
         }
     }
     // What the network's containers share stays: the bridge and host-local's folder.
-    let shared =
-        ["error", "host link cni0", "host addr cni0", "host route 10.", "iptables", "file networks/net/l"];
+    let shared = [
+        "error",
+        "host link cni0",
+        "host addr cni0",
+        "host route 10.",
+        "iptables",
+        "file networks/net/l",
+        "file networks/net/.weft.boot",
+    ];
     left.retain(|key, value| {
         !value.is_null()
             && !key.ends_with('/')

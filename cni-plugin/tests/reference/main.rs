@@ -52,19 +52,16 @@ fn loopback() {
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn chains() {
     compare("chain-");
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn versions() {
     compare("version-");
 }
 
 #[test]
-#[ignore = "its plugin is being built"]
 fn refusals() {
     compare("refusal-");
 }
