@@ -4,13 +4,19 @@
 use std::net::IpAddr;
 
 use super::rules::host;
-use crate::iptables::run;
+use crate::iptables::{Tools, run};
+use crate::nft::{self, Nft};
 use crate::protocol::error::{Code, Error, Result};
 
 const PROGRAM: &str = "firewall-cmd";
 
-pub fn is_running() -> bool {
-    run(PROGRAM, &["--state"], "").is_ok()
+/// Asked only where its chains stand, under either of its backends: the program
+/// takes a good part of a second to say that it is not running.
+pub fn is_running() -> Result<bool> {
+    let by_nftables = nft::Chain { family: nft::Family::Inet, table: "firewalld", name: "filter_FORWARD" };
+    let has_chains =
+        Nft::open()?.has_chain(by_nftables)? || Tools::of(true).may_have("filter", "INPUT_ZONES")?;
+    Ok(has_chains && run(PROGRAM, &["--state"], "").is_ok())
 }
 
 /// firewalld takes a source that its zone has already for done.

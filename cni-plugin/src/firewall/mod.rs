@@ -109,7 +109,7 @@ impl Firewall {
         let firewalld = match fields.text("backend")? {
             Some("iptables") => false,
             Some("firewalld") => true,
-            _ => firewalld::is_running(),
+            _ => firewalld::is_running()?,
         };
         if firewalld { text(&fields, "firewalldZone", "trusted").map(Some) } else { Ok(None) }
     }

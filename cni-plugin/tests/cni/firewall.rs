@@ -227,7 +227,8 @@ fn what_firewall_does_not_take_is_refused_and_can_be_deleted() {
     assert!(code == 7 && text.contains("prevResult: missing"), "{text}");
 }
 
-/// A stand-in that notes how it is called; `interop::firewalld` has the real one.
+/// A stand-in that notes how it is called, on a host with the chain that the real
+/// one makes.
 #[test]
 fn firewalld_is_asked_where_it_runs() {
     let node = Node::new("cni-fw-stub", DUAL);
@@ -238,6 +239,7 @@ fn firewalld_is_asked_where_it_runs() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let pod = node.pod("a");
     let prev = node.add("a", &pod).result();
+    run(node.host.command("nft").args(["add table inet firewalld; add chain inet firewalld filter_FORWARD"]));
     let mut plugin = firewall(&node, json!({ "firewalldZone": "internal" }));
     let path = format!("PATH={}:{}", dir.display(), std::env::var("PATH").unwrap());
     plugin.arguments = vec![path.into(), plugin.program.clone()];
