@@ -41,13 +41,14 @@ impl SpoofCheck {
             );
             return Err(Error::new(Code::NetworkConfig, msg));
         }
-        self.tear_down()?;
+        let mut nft = Nft::open()?;
+        remove(&mut nft, &self.reference)?;
         let [of_port, of_mac] = chains(&self.reference);
         let (of_port, of_mac) = (chain(&of_port), chain(&of_mac));
         let rule = |chain| Rule::new(chain);
         let mut batch = Batch::default();
         batch.table(TABLE, None);
-        batch.base_chain(PREROUTING, HOOK);
+        nft.need(&mut batch, PREROUTING, Some(HOOK), None)?;
         batch.chain(of_port, None);
         batch.chain(of_mac, None);
         for rule in [
@@ -58,7 +59,7 @@ impl SpoofCheck {
         ] {
             batch.rule(&rule.comment(&comment).owner(&self.owner));
         }
-        Nft::open()?.apply(&batch)
+        nft.apply(&batch)
     }
 
     pub fn tear_down(&self) -> Result<()> {
