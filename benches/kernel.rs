@@ -24,36 +24,41 @@ use fabric::Fabric;
 const RUNS: usize = 3;
 
 fn main() {
-    println!("dual stack, vxlan, median of {RUNS}, in milliseconds");
     println!(
-        "{:<8} {:<8} {:>7} {:>9} {:>9} {:>9} {:>7}",
-        "peers", "routes", "ops", "weft", "observe", "batch", "ratio"
+        "dual stack, vxlan, median of {RUNS}, in milliseconds; the floor is ip -batch and bridge -batch"
     );
-    for (peers, nexthops) in
-        [(1_000, Nexthops::WherePossible), (10_000, Nexthops::WherePossible), (1_000, Nexthops::Never)]
-    {
+    println!(
+        "{:<7} {:<7} {:>6} {:>8} {:>8} | {:>8} {:>8} {:>8} {:>8} | {:>7} {:>6}",
+        "peers", "routes", "ops", "weft", "observe", "neigh", "fdb", "nexthop", "route", "floor", "ratio"
+    );
+    for (peers, nexthops) in [
+        (1_000, Nexthops::WherePossible),
+        (10_000, Nexthops::WherePossible),
+        (16_000, Nexthops::WherePossible),
+        (1_000, Nexthops::Never),
+    ] {
         row(peers, nexthops);
     }
 }
 
 fn row(peers: u32, nexthops: Nexthops) {
-    let mut times = [const { Vec::new() }; 3];
+    let mut times: [Vec<Duration>; 7] = Default::default();
     let mut ops = 0;
     for _ in 0..RUNS {
-        let (plan, [joined, observed]) = by_weft(peers, nexthops);
-        times[0].push(joined);
-        times[1].push(observed);
-        times[2].push(by_batch(&plan));
+        let (plan, weft) = by_weft(peers, nexthops);
+        let batches = by_batch(&plan);
+        let run = weft.into_iter().chain(batches).chain([batches.iter().sum()]);
+        times.iter_mut().zip(run).for_each(|(times, time)| times.push(time));
         ops = plan.len();
     }
-    let [joined, observed, batch] = times.map(|mut times: Vec<Duration>| {
+    let [joined, observed, neigh, fdb, nexthop, route, floor] = times.map(|mut times| {
         times.sort_unstable();
         times[RUNS / 2].as_secs_f64() * 1e3
     });
     let routes = if nexthops == Nexthops::Never { "plain" } else { "by id" };
     println!(
-        "{peers:<8} {routes:<8} {ops:>7} {joined:>9.1} {observed:>9.1} {batch:>9.1} {:>7.2}",
-        joined / batch
+        "{peers:<7} {routes:<7} {ops:>6} {joined:>8.1} {observed:>8.1} | {neigh:>8.1} {fdb:>8.1} {nexthop:>8.1} {route:>8.1} | {floor:>7.1} {:>6.2}",
+        joined / floor
     );
 }
 
@@ -71,35 +76,38 @@ fn by_weft(peers: u32, nexthops: Nexthops) -> (Vec<Op>, [Duration; 2]) {
     (plan, [joined, begun.elapsed()])
 }
 
-/// The same peers' objects by iproute2, on links that are there already.
-fn by_batch(plan: &[Op]) -> Duration {
+/// The same peers' objects by iproute2, kind by kind, on links that are there
+/// already: neighbours, FDB entries, nexthops, routes.
+fn by_batch(plan: &[Op]) -> [Duration; 4] {
     let fabric = Fabric::new("floor", "vxlan", "", 0);
     let links =
         diff(&fabric.observe(&mut fabric.kernel(Nexthops::Never)), &fabric.desired(), &Default::default());
     fabric::apply(&mut fabric.kernel(Nexthops::Never), &links.ops);
-    let (mut ip, mut bridge) = (String::new(), String::new());
+    let mut lines: [String; 4] = Default::default();
     for op in plan {
-        match op {
-            Op::SetNeighbour { dev, ip: address, mac } => {
-                ip += &format!("neigh replace {address} lladdr {mac} dev {dev} nud permanent\n");
+        let (kind, line) = match op {
+            Op::SetNeighbour { dev, ip, mac } => {
+                (0, format!("neigh replace {ip} lladdr {mac} dev {dev} nud permanent\n"))
             }
             Op::SetFdb { dev, mac, dst } => {
-                bridge += &format!("fdb replace {mac} dst {dst} dev {dev} self permanent\n");
+                (1, format!("fdb replace {mac} dst {dst} dev {dev} self permanent\n"))
             }
             Op::SetNexthop { id, nexthop } => {
-                ip += &format!("nexthop replace id {id} via {} dev {} onlink\n", nexthop.via, nexthop.dev);
+                (2, format!("nexthop replace id {id} via {} dev {} onlink\n", nexthop.via, nexthop.dev))
             }
-            Op::SetRoute { dst, id: Some(id), .. } => ip += &format!("route replace {dst} nhid {id}\n"),
+            Op::SetRoute { dst, id: Some(id), .. } => (3, format!("route replace {dst} nhid {id}\n")),
             Op::SetRoute { dst, nexthop, id: None } => {
-                ip += &format!("route replace {dst} via {} dev {} onlink\n", nexthop.via, nexthop.dev);
+                (3, format!("route replace {dst} via {} dev {} onlink\n", nexthop.via, nexthop.dev))
             }
-            _ => {}
-        }
+            _ => continue,
+        };
+        lines[kind] += &line;
     }
-    let begun = Instant::now();
-    batch(&fabric.host, "ip", &ip);
-    batch(&fabric.host, "bridge", &bridge);
-    begun.elapsed()
+    [("ip", 0), ("bridge", 1), ("ip", 2), ("ip", 3)].map(|(program, kind)| {
+        let begun = Instant::now();
+        batch(&fabric.host, program, &lines[kind]);
+        begun.elapsed()
+    })
 }
 
 fn batch(netns: &Netns, program: &str, lines: &str) {

@@ -1,16 +1,18 @@
-//! How long the pure part of a reconciliation takes, by number of peers:
+//! How long the pure part of a reconciliation takes, by number of peers, and what
+//! a lease takes in memory:
 //!
 //! ```text
 //! cargo bench --no-default-features --bench plan
 //! ```
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use serde_json::value::RawValue;
-use weft::backends::{Backend, Identity, Node, Peers, from_config};
-use weft::desired::{Desired, Observed, Ownership, diff};
+use weft::backends::{Backend, Identity, Inputs, Node, Peers, Wanted, from_config};
+use weft::desired::{Desired, Observed, Op, Ownership, diff, diff_at};
 use weft::model::{BackendData, Family, LeaseAttrs, Mac, NetworkConfig, PerFamily, SubnetKey};
 
 const CONFIG: &str =
@@ -20,14 +22,16 @@ const RUNS: usize = 9;
 fn main() {
     println!("dual stack, median of {RUNS}, in milliseconds");
     println!(
-        "{:<8} {:>6} {:>9} {:>10} {:>10} {:>10}",
-        "backend", "peers", "desired", "diff all", "record", "diff idle"
+        "{:<8} {:>6} {:>9} {:>10} {:>10} {:>10} {:>10}",
+        "backend", "peers", "desired", "diff all", "record", "diff idle", "one more"
     );
     for kind in ["vxlan", "host-gw"] {
         for count in [1_000, 10_000, 65_000] {
             row(kind, count);
         }
     }
+    let entry = size_of::<(SubnetKey, LeaseAttrs)>();
+    println!("a lease takes {entry} bytes, an op {}", size_of::<Op>());
 }
 
 fn row(kind: &str, count: u32) {
@@ -48,7 +52,27 @@ fn row(kind: &str, count: u32) {
         median(|| drop(diff(&settled, &want, &own))),
     ];
     let [desired, all, record, idle] = times.map(|time| time.as_secs_f64() * 1e3);
-    println!("{kind:<8} {count:>6} {desired:>9.2} {all:>10.2} {record:>10.2} {idle:>10.2}");
+    let lone = one_more(kind, &peers, settled).as_secs_f64() * 1e3;
+    println!("{kind:<8} {count:>6} {desired:>9.2} {all:>10.2} {record:>10.2} {idle:>10.2} {lone:>10.3}");
+}
+
+/// From a lease that comes to the ops for it, and these recorded.
+fn one_more(kind: &str, peers: &Peers, mut have: Observed) -> Duration {
+    let config = NetworkConfig::parse(&CONFIG.replace("BACKEND", kind)).expect("a valid config");
+    let backend: Arc<dyn Backend> = from_config(&config, false).expect("a valid backend").into();
+    let own = backend.ownership();
+    let inputs = |peers: Peers| Arc::new(Inputs { node: node(), identity: identity(), own: key(0), peers });
+    let mut wanted = Wanted::new(backend, inputs(peers.clone()));
+    let mut peers = peers.clone();
+    let mut next = peers.len() as u32;
+    median(|| {
+        next += 1;
+        peers.insert(key(next), lease(kind, next));
+        let touched = wanted.update(inputs(peers.clone())).expect("one peer changed");
+        let plan = diff_at(&have, wanted.desired(), &own, &touched);
+        assert!(plan.ops.len() >= 4, "{plan:?}");
+        have.record_all(&plan.ops);
+    })
 }
 
 fn median(mut run: impl FnMut()) -> Duration {
@@ -70,8 +94,11 @@ fn recorded(have: &Observed, want: &Desired, own: &Ownership) -> Observed {
 }
 
 fn desired(backend: &dyn Backend, peers: &Peers) -> Desired {
-    let id = Identity { mac: PerFamily { v4: Some(mac(0)), v6: Some(mac(0)) } };
-    backend.desired(&node(), &id, &key(0), peers).0
+    backend.desired(&node(), &identity(), &key(0), peers).0
+}
+
+fn identity() -> Identity {
+    Identity { mac: PerFamily { v4: Some(mac(0)), v6: Some(mac(0)) } }
 }
 
 fn node() -> Node {
@@ -86,18 +113,21 @@ fn node() -> Node {
 }
 
 fn peers(kind: &str, count: u32) -> Peers {
+    (1..=count).map(|n| (key(n), lease(kind, n))).collect()
+}
+
+fn lease(kind: &str, n: u32) -> LeaseAttrs {
     let data = |n| match kind {
         "vxlan" => RawValue::from_string(format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(n)))
             .ok()
             .map(BackendData::from),
         _ => None,
     };
-    let lease = |n| LeaseAttrs {
+    LeaseAttrs {
         public_ip: public_ip(n),
         backend_type: kind.to_owned().into(),
         backend_data: PerFamily { v4: data(n), v6: data(n) },
-    };
-    (1..=count).map(|n| (key(n), lease(n))).collect()
+    }
 }
 
 fn key(n: u32) -> SubnetKey {

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use self::sources::{Resolved, SourceError};
 use crate::daemon::config::{DaemonArgs, UNUSED, double_dashes};
+use crate::daemon::memory;
 
 /// An overlay network fabric: each node leases a subnet from a store and joins it
 /// to all others, by VXLAN or plain routes
@@ -129,6 +130,7 @@ fn printable(text: &str) -> String {
 /// Two threads serve a node: one may wait for the kernel while the other
 /// answers.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    memory::share_one_arena();
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 

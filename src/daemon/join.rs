@@ -19,7 +19,7 @@ use crate::reconciler::{Inputs, Target};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
 
-/// Between two tries to reach what is away.
+/// Between two tries to reach what is away, give or take half.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two messages about the same wait.
 const REMIND: Duration = Duration::from_secs(60);
@@ -150,7 +150,8 @@ impl Reminder {
             warn!("waiting for {text}");
             self.said = Some((Instant::now(), text));
         }
-        tokio::time::sleep(RETRY).await;
+        // Nodes that lost one store do not come back to it all at once.
+        tokio::time::sleep(RETRY.mul_f64(0.5 + fastrand::f64())).await;
     }
 }
 

@@ -20,6 +20,9 @@ use crate::subnet::store::{Store, StoreError};
 use crate::subnet::table::LeaseTable;
 use crate::subnet::{Held, Renewal, StoreEvent, Want};
 
+/// So many bad leases are told in the log at a time.
+const MAX_TOLD: usize = 10;
+
 /// The table of leases, and who is told when it changes.
 #[derive(Debug)]
 pub struct Leases {
@@ -115,8 +118,11 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
             leases.publish(&table);
         }
         drop(table);
-        for bad in change.bad {
+        for bad in change.bad.iter().take(MAX_TOLD) {
             warn!("lease {}: {}: left out until it is mended", bad.key, bad.reason);
+        }
+        if change.bad.len() > MAX_TOLD {
+            warn!("{} more leases do not parse: see weft status", change.bad.len() - MAX_TOLD);
         }
         if change.doubt || retry {
             leases.doubt.notify_one();
@@ -127,6 +133,9 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
 /// Renews our lease, publishes what changed of this node, and takes the same
 /// subnet again where the store forgot it.
 pub async fn keep(store: Arc<dyn Store>, leases: Arc<Leases>, margin: Duration) {
+    // Nodes that started together do not renew together: each earlier by a share
+    // of the margin that is its own.
+    let margin = margin.mul_f64(1.0 + fastrand::f64() / 2.0);
     let mut timer = Timer::new(margin, now(), leases.own().ttl);
     loop {
         health::beat();

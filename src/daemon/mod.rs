@@ -8,6 +8,7 @@ mod guard;
 pub mod health;
 pub mod join;
 pub mod leases;
+pub mod memory;
 mod metrics;
 mod process;
 mod seed;
@@ -189,6 +190,7 @@ fn audits(args: &DaemonArgs) -> Duration {
 async fn announce(reconciler: &reconciler::Handle) {
     let mut state = reconciler.state();
     let synced = tokio::time::timeout(FIRST_PASS, state.wait_for(|state| state.synced)).await.is_ok();
+    memory::give_back();
     let status = if synced { "in sync" } else { "running; the kernel is not in sync yet" };
     info!("{status}");
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);

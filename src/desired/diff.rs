@@ -1,11 +1,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::ownership::KERNEL_PROTOCOL;
-use super::{Desired, LinkSpec, NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedRoute, Op};
+use super::{
+    Desired, Destinations, LinkSpec, NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedRoute, Op,
+};
 use super::{Ownership, Plan, ROUTE_PROTOCOL, Touched};
 use crate::model::{Family, IfName, Mac};
 
@@ -49,10 +50,12 @@ fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>, touche
     let at = touched.map(|touched| &touched.neighbours);
     let neighbours = compare(&have.neighbours, &want.neighbours, at, |old, new| old == new);
     let at = touched.map(|touched| &touched.fdb);
-    let fdb = compare(&have.fdb, &want.fdb, at, |old, new| old.len() == 1 && old.contains(new));
+    let fdb = compare(&have.fdb, &want.fdb, at, |old, new| old.is(new));
     let routes = routes(have, want, own, touched.map(|touched| &touched.routes), &stale_links);
 
     let mut ops = routes.stale;
+    let peers = neighbours.missing.len() + fdb.missing.len() + routes.new_nexthops.len() + routes.new.len();
+    ops.reserve_exact(peers + 64);
     ops.extend(links);
     ops.extend(new_addresses(have, want));
     ops.extend(sysctls.missing.iter().map(|&(key, value)| set_sysctl(key, value)));
@@ -110,11 +113,11 @@ fn entries<'a, K: Ord, V>(
 fn links(have: &Observed, want: &Desired) -> Vec<Op> {
     let mut ops = Vec::new();
     for (&name, spec) in &want.links {
-        let add = || Op::AddLink { name, spec: spec.clone() };
+        let add = || Op::AddLink { name, spec: Box::new(spec.clone()) };
         match have.links.get(&name) {
             None => ops.push(add()),
             Some(link) if !can_become(link, spec) => ops.extend([Op::DelLink { name }, add()]),
-            Some(link) if !is_as(link, spec) => ops.push(Op::SetLink { name, spec: spec.clone() }),
+            Some(link) if !is_as(link, spec) => ops.push(Op::SetLink { name, spec: Box::new(spec.clone()) }),
             Some(_) => {}
         }
     }
@@ -175,7 +178,7 @@ fn set_sysctl(key: &str, value: &str) -> Op {
 
 /// Setting the entry of a wanted MAC replaces its destination, so only MACs
 /// that nobody has any more are left over.
-fn del_fdb<'a>((&(dev, mac), dsts): (&(IfName, Mac), &'a BTreeSet<IpAddr>)) -> impl Iterator<Item = Op> + 'a {
+fn del_fdb<'a>((&(dev, mac), dsts): (&(IfName, Mac), &'a Destinations)) -> impl Iterator<Item = Op> + 'a {
     dsts.iter().map(move |&dst| Op::DelFdb { dev, mac, dst })
 }
 

@@ -4,6 +4,7 @@
 //! Everything is a sorted map keyed as the kernel keys it, so that a diff is
 //! one walk and two states compare by `==`.
 
+mod destinations;
 mod diff;
 mod missing;
 mod observed;
@@ -19,6 +20,7 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{Family, IfName, Mac};
 
+pub use destinations::Destinations;
 pub use diff::{diff, diff_at, diff_of_links, diff_on_links};
 pub use observed::{Observed, ObservedLink, ObservedNexthop, ObservedRoute};
 pub use op::{Op, Plan};

@@ -3,7 +3,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::{LinkKind, LinkSpec, Nexthop, Op, ROUTE_PROTOCOL};
+use super::{Destinations, LinkKind, LinkSpec, Nexthop, Op, ROUTE_PROTOCOL};
 use crate::model::{Family, IfName, Mac};
 
 /// The part of the kernel's state that `diff` looks at: whatever could be ours
@@ -18,7 +18,7 @@ pub struct Observed {
     pub neighbours: BTreeMap<(IfName, IpAddr), Mac>,
     /// FDB entries with a destination on our links. Only the all-zero and
     /// multicast MACs can have several.
-    pub fdb: BTreeMap<(IfName, Mac), BTreeSet<IpAddr>>,
+    pub fdb: BTreeMap<(IfName, Mac), Destinations>,
     /// Every nexthop object of the namespace: ids are one number space.
     pub nexthops: BTreeMap<u32, ObservedNexthop>,
     /// Unicast routes of the main table with the default metric, by destination.
@@ -131,7 +131,7 @@ impl Observed {
                 self.neighbours.remove(&(*dev, *ip));
             }
             Op::SetFdb { dev, mac, dst } => {
-                self.fdb.insert((*dev, *mac), BTreeSet::from([*dst]));
+                self.fdb.insert((*dev, *mac), Destinations::of(*dst));
             }
             Op::DelFdb { dev, mac, dst } => self.remove_fdb((*dev, *mac), dst),
             Op::SetNexthop { id, nexthop } => self.set_nexthop(*id, *nexthop),

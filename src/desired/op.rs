@@ -7,7 +7,8 @@ use super::{LinkSpec, Nexthop};
 use crate::model::{IfName, Mac};
 
 /// One change to the kernel. Links are named, not numbered: a plan may make the
-/// link that its later steps stand on.
+/// link that its later steps stand on. What only links need is boxed: plans are
+/// made of other things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// The protocol is part of the request, so that a route which somebody else
@@ -23,13 +24,13 @@ pub enum Op {
     /// Made and brought up.
     AddLink {
         name: IfName,
-        spec: LinkSpec,
+        spec: Box<LinkSpec>,
     },
     /// Bring an existing link to `spec` in what can be changed while it carries
     /// traffic (MAC, MTU, underlay and local address, learning, checksum offload), and up.
     SetLink {
         name: IfName,
-        spec: LinkSpec,
+        spec: Box<LinkSpec>,
     },
     /// Add; one that is there already is no error.
     AddAddress {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Entry, Glance, Hop, KernelEvent, LinkEntry, Scope, VxlanEntry};
 use crate::desired::{
-    LinkKind, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op, VxlanSpec,
+    Destinations, LinkKind, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op, VxlanSpec,
 };
 use crate::model::IfName;
 
@@ -136,7 +136,7 @@ fn added(have: &mut Observed, entry: &Entry) -> Effect {
             if !mac.is_unicast() {
                 return corrected(have.fdb.entry((dev, mac)).or_default().insert(dst));
             }
-            let only = BTreeSet::from([dst]);
+            let only = Destinations::of(dst);
             corrected(have.fdb.insert((dev, mac), only.clone()) != Some(only))
         }
         Entry::Nexthop { id, hop, protocol } => {

@@ -13,7 +13,7 @@ fn a_vxlan_link_is_made_changed_and_removed() {
     let mut kernel = fabric.kernel(Nexthops::WherePossible);
     let mut spec = tunnel_spec();
 
-    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: spec.clone() }]);
+    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: Box::new(spec.clone()) }]);
     let made = &fabric.ip("-d link show dev flannel.1")[0];
     let data = &made["linkinfo"]["info_data"];
     assert_eq!(made["address"], "0e:00:00:00:00:01");
@@ -33,7 +33,7 @@ fn a_vxlan_link_is_made_changed_and_removed() {
     let LinkKind::Vxlan(vxlan) = &mut spec.kind;
     vxlan.learning = true;
     fabric.by_hand("link set flannel.1 down");
-    apply(&mut kernel, &[Op::SetLink { name: tunnel(), spec: spec.clone() }]);
+    apply(&mut kernel, &[Op::SetLink { name: tunnel(), spec: Box::new(spec.clone()) }]);
     let set = &fabric.ip("-d link show dev flannel.1")[0];
     assert_eq!((&set["address"], &set["mtu"]), (&json!("0e:00:00:00:00:02"), &json!(1400)));
     assert_eq!(set["ifindex"], made["ifindex"], "changed, not made anew");
@@ -57,7 +57,7 @@ fn gbp_and_ipv6_tunnels_are_seen_as_they_were_made() {
     let LinkKind::Vxlan(vxlan) = &mut spec.kind;
     (vxlan.local, vxlan.gbp, vxlan.port) = (fabric.host.ip6(), true, 4789);
 
-    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: spec.clone() }]);
+    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: Box::new(spec.clone()) }]);
 
     let data = &fabric.ip("-d link show dev flannel.1")[0]["linkinfo"]["info_data"];
     assert_eq!((&data["gbp"], &data["port"]), (&json!(true), &json!(4789)));
@@ -185,7 +185,7 @@ fn an_error_names_the_object_the_cause_and_the_way_out() {
 fn with_tunnel(label: &str) -> (Fabric, Rtnl) {
     let fabric = Fabric::new(label, "vxlan", "", 0);
     let mut kernel = fabric.kernel(Nexthops::WherePossible);
-    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: tunnel_spec() }]);
+    apply(&mut kernel, &[Op::AddLink { name: tunnel(), spec: Box::new(tunnel_spec()) }]);
     (fabric, kernel)
 }
 

@@ -180,7 +180,7 @@ fn a_new_mac_of_our_own_device_brings_back_the_neighbours_it_drops() {
 fn a_second_destination_of_a_mac_is_replaced_away() {
     let world = one_peer("vxlan");
     let mut have = settled(&world, true);
-    have.fdb.values_mut().for_each(|dsts| dsts.extend([ip("192.0.2.1")]));
+    have.fdb.values_mut().for_each(|dsts| assert!(dsts.insert(ip("192.0.2.1"))));
 
     let plan = diff(&have, &world.desired(), &world.backend.ownership());
 
@@ -311,7 +311,7 @@ fn stale(have: &Observed, want: &Desired, own: &Ownership) -> Vec<String> {
     let links = have.links.keys().filter(|name| own.links.contains(name) && !want.links.contains_key(name));
     let neighbours =
         have.neighbours.keys().filter(|key| own.links.contains(&key.0) && !want.neighbours.contains_key(key));
-    let exact = |key, dsts: &BTreeSet<_>| dsts.iter().eq(want.fdb.get(key));
+    let exact = |key, dsts: &Destinations| dsts.iter().eq(want.fdb.get(key));
     let fdb = have.fdb.iter().filter(|(key, dsts)| own.links.contains(&key.0) && !exact(key, dsts));
     let routes =
         have.routes.iter().filter(|(dst, r)| r.protocol == ROUTE_PROTOCOL && !want.routes.contains_key(dst));

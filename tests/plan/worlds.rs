@@ -139,7 +139,11 @@ pub fn observed() -> impl Strategy<Value = Observed> {
     let links = btree_map(dev(), link(), 0..5);
     let addresses = btree_set((dev(), address()), 0..8);
     let neighbours = btree_map((dev(), gateway()), (1u8..9).prop_map(mac), 0..8);
-    let fdb = btree_map((dev(), (1u8..9).prop_map(mac)), btree_set(gateway(), 1..3), 0..8);
+    let fdb = btree_map(
+        (dev(), (1u8..9).prop_map(mac)),
+        btree_set(gateway(), 1..3).prop_map(|dsts| dsts.into_iter().collect()),
+        0..8,
+    );
     let object = (proptest::option::of(nexthop()), protocol())
         .prop_map(|(nexthop, protocol)| ObservedNexthop { nexthop, protocol });
     let nexthops = btree_map(nexthop_id(), object, 0..6);

@@ -122,7 +122,7 @@ fn trial() -> Result<Op, String> {
         gbp: false,
     });
     let spec = LinkSpec { mac: Mac::local([0; 6]), mtu: 1450, kind, tx_checksum: None };
-    Ok(Op::AddLink { name: name("trial")?, spec })
+    Ok(Op::AddLink { name: name("trial")?, spec: Box::new(spec) })
 }
 
 fn read(key: &str) -> Option<String> {
