@@ -341,7 +341,7 @@ fn random_op(have: &Observed, rng: &mut fastrand::Rng) -> Option<Op> {
         0 => neighbour.map(|(&(dev, ip), _)| Op::DelNeighbour { dev, ip })?,
         1 => neighbour.map(|(&(dev, ip), _)| Op::SetNeighbour { dev, ip, mac })?,
         2 if ours(&dev) => Op::SetNeighbour { dev, ip: stray.parse().unwrap(), mac },
-        3 => fdb.and_then(|(&(dev, mac), dsts)| Some(Op::DelFdb { dev, mac, dst: *dsts.first()? }))?,
+        3 => fdb.and_then(|(&(dev, mac), dsts)| Some(Op::DelFdb { dev, mac, dst: *dsts.iter().next()? }))?,
         4 => fdb.map(|(&(dev, mac), _)| Op::SetFdb { dev, mac, dst: "192.168.7.99".parse().unwrap() })?,
         5 if ours(&dev) => Op::SetFdb { dev, mac, dst: "192.168.7.98".parse().unwrap() },
         6 | 7 => route.map(|(dst, route)| Op::DelRoute { dst: *dst, protocol: route.protocol })?,
@@ -349,7 +349,7 @@ fn random_op(have: &Observed, rng: &mut fastrand::Rng) -> Option<Op> {
         9 => Op::SetRoute { dst: format!("{stray}/24").parse().unwrap(), nexthop: wrong, id: None },
         10 => nexthop.map(|(id, _)| Op::DelNexthop { id: *id })?,
         11 => nexthop.map(|(id, _)| Op::SetNexthop { id: *id, nexthop: wrong })?,
-        12 => Op::SetLink { name: dev, spec: changed(have, dev, mac, rng)? },
+        12 => Op::SetLink { name: dev, spec: Box::new(changed(have, dev, mac, rng)?) },
         _ if ours(&dev) => {
             let addresses = have.addresses.iter().filter(|(on, _)| *on == dev);
             any(rng, addresses).map(|&(dev, addr)| Op::DelAddress { dev, addr })?

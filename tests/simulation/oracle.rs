@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use weft::desired::{Nexthop, Observed, ObservedRoute, ROUTE_PROTOCOL};
+use weft::desired::{Destinations, Nexthop, Observed, ObservedRoute, ROUTE_PROTOCOL};
 use weft::model::{Family, IfName, LeaseAttrs, Mac, SubnetKey};
 
 use super::kernel::uplink;
@@ -57,7 +57,7 @@ struct Fabric {
     links: BTreeMap<IfName, Option<Mac>>,
     addresses: BTreeSet<(IfName, IpNetwork)>,
     neighbours: BTreeMap<(IfName, IpAddr), Mac>,
-    fdb: BTreeMap<(IfName, Mac), BTreeSet<IpAddr>>,
+    fdb: BTreeMap<(IfName, Mac), Destinations>,
     routes: BTreeMap<IpNetwork, Nexthop>,
     /// Subnets whose record was spoilt: what was last known of them may stay.
     spoilt: BTreeSet<IpNetwork>,
@@ -100,7 +100,7 @@ impl Fabric {
             return;
         };
         self.neighbours.insert((dev, net.ip()), mac);
-        self.fdb.insert((dev, mac), [ip].into());
+        self.fdb.insert((dev, mac), Destinations::of(ip));
         self.routes.insert(net, Nexthop { dev, via: net.ip(), onlink: true });
     }
 
