@@ -14,6 +14,7 @@ fn every_test_that_is_named_exists() {
     for (binary, name) in named.filter(|(_, name)| *name != "…") {
         let place = match binary {
             "cni" | "reference" => root.join("cni-plugin/tests").join(binary),
+            "weft-cni" => root.join("cni-plugin/src"),
             "weft" => root.join("src"),
             _ if root.join(format!("tests/{binary}.rs")).exists() => root.join(format!("tests/{binary}.rs")),
             _ => root.join("tests").join(binary),
