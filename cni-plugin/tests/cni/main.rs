@@ -5,6 +5,7 @@ mod bandwidth;
 mod crash;
 mod firewall;
 mod gc;
+mod hostile;
 mod integrated;
 mod ipam;
 mod loopback;
