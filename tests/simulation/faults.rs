@@ -254,7 +254,8 @@ impl World {
                 let value = self.others_value(number);
                 model.update(|state| {
                     let subnet = subnet_of(&key).unwrap();
-                    let taken = state.leases().any(|(key, ..)| key.overlaps(&subnet));
+                    let taken = state.leases().any(|(key, ..)| key.overlaps(&subnet))
+                        || state.spoilt().any(|key| key.overlaps(&subnet));
                     if !taken && !state.now.records.contains_key(&key) {
                         state.put_by(Writer::Other, &key, &value, 0);
                     }

@@ -11,7 +11,7 @@ use super::node::{Node, Setting};
 use super::store::{Load, Model, PREFIX, Writer};
 use super::verdict::Verdict;
 
-const CONFIG: &str = r#"{"Network":"10.0.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
+const CONFIG: &str = r#"{"Network":"10.64.0.0/10","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 const TTL: Duration = Duration::from_secs(600);
 
 /// What a fabric cost.

@@ -22,6 +22,8 @@ const AWARE: Duration = Duration::from_secs(90);
 /// All is as it should be this long after the last fault: pauses between tries
 /// grow to a minute, and what a restored store remembers has to run out.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// What is on its way when the faults end has arrived: a request and its answer.
+const ARRIVAL: Duration = Duration::from_secs(9);
 /// Nothing is written once all is quiet.
 const QUIET: Duration = Duration::from_secs(3);
 
@@ -217,6 +219,7 @@ impl World {
         self.setting.verdict.note(0, || "the faults end".to_owned());
         self.mend();
         let begin = Instant::now();
+        sleep(ARRIVAL).await;
         loop {
             sleep(Duration::from_secs(1)).await;
             for index in 0..self.nodes.len() {
