@@ -288,7 +288,9 @@ impl Machine {
             let names = fs::read_dir(host.dir().join(folder)).into_iter().flatten();
             left.extend(names.map(|entry| entry.unwrap().file_name().into_string().unwrap()));
         }
-        left.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip."));
+        left.retain(|name| {
+            !["lock", ".weft.boot"].contains(&name.as_str()) && !name.starts_with("last_reserved_ip.")
+        });
         assert_eq!(left, Vec::<String>::new());
         let subnet = self.node.value("FLANNEL_SUBNET");
         let prefix = subnet.rsplit_once('.').unwrap().0;

@@ -369,7 +369,7 @@ mod tests {
     }
 
     fn listing(leases: Vec<StoredLease>) -> Snapshot {
-        Snapshot { revision: 1, leases, bad: Vec::new() }
+        Snapshot { revision: 1, leases, ..Snapshot::default() }
     }
 
     fn ip(node: u8) -> PerFamily<IpAddr> {

@@ -13,4 +13,4 @@ pub mod env_file;
 #[cfg(feature = "daemon")]
 pub mod store;
 
-pub use record::{BadRecord, Held, Renewal, Snapshot, StoreEvent, StoredLease, Want};
+pub use record::{BadRecord, Held, Origin, Renewal, Snapshot, StoreEvent, StoredLease, Want};

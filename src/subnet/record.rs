@@ -28,8 +28,18 @@ pub struct StoredLease {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub revision: i64,
+    /// Whose revision that is.
+    pub origin: Option<Origin>,
     pub leases: Vec<StoredLease>,
     pub bad: Vec<BadRecord>,
+}
+
+/// Which history of a store its revisions count in. Where the cluster is another or
+/// the term has gone back, the store was replaced or restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub cluster: u64,
+    pub term: u64,
 }
 
 /// A change to the leases, as the watch reports it. A snapshot is a type of its

@@ -113,7 +113,7 @@ impl LeaseTable {
     /// The whole truth: who is not in it is gone, but for a peer whose record
     /// was spoilt.
     fn replace(&mut self, snapshot: Snapshot) -> Change {
-        let Snapshot { revision, leases, bad } = snapshot;
+        let Snapshot { revision, leases, bad, .. } = snapshot;
         let own = leases.iter().find(|stored| stored.lease.key == self.own_key());
         // The first may be the listing that we acquired from: older than our lease.
         let seeded = std::mem::replace(&mut self.seeded, true);
@@ -330,7 +330,12 @@ mod tests {
 
     fn snapshot(nodes: &[u8], spoilt: &[u8]) -> StoreEvent {
         let leases = nodes.iter().copied().map(stored).collect();
-        StoreEvent::Snapshot(Snapshot { revision: 5, leases, bad: spoilt.iter().copied().map(bad).collect() })
+        StoreEvent::Snapshot(Snapshot {
+            revision: 5,
+            leases,
+            bad: spoilt.iter().copied().map(bad).collect(),
+            ..Snapshot::default()
+        })
     }
 
     fn held(node: u8) -> Held {

@@ -15,13 +15,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Channel, GetOptions};
+use etcd_client::{Channel, GetOptions, ResponseHeader};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use crate::model::LeaseAttrs;
 
-use super::{Held, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
+use super::{Held, Origin, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
 pub use admin::{BrokenRecord, TimeLeft};
 use connection::{Connection, Failure};
 use keyspace::Keyspace;
@@ -169,6 +169,11 @@ impl Store for EtcdStore {
     fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
         watch::watch(self.clone(), from)
     }
+}
+
+/// The history that an answer is of.
+fn origin(header: &ResponseHeader) -> Origin {
+    Origin { cluster: header.cluster_id(), term: header.raft_term() }
 }
 
 #[cfg(test)]

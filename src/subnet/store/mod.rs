@@ -9,7 +9,7 @@ use futures_util::stream::BoxStream;
 
 use crate::model::LeaseAttrs;
 
-pub use super::record::{BadRecord, Held, Renewal, Snapshot, StoreEvent, StoredLease, Want};
+pub use super::record::{BadRecord, Held, Origin, Renewal, Snapshot, StoreEvent, StoredLease, Want};
 pub use etcd::{BrokenRecord, Credentials, EtcdConfig, EtcdStore, TimeLeft, TlsFiles};
 
 pub trait Store: Send + Sync {

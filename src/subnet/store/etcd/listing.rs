@@ -3,11 +3,11 @@ use tonic::Code;
 
 use super::EtcdStore;
 use super::connection::{Failure, kv};
-use crate::subnet::Snapshot;
 use crate::subnet::store::StoreError;
+use crate::subnet::{Origin, Snapshot};
 
 /// Records asked for at once: an answer of some 150 kB, held twice while it is
-/// decoded. Larger pages are no quicker.
+/// decoded.
 const PAGE: i64 = 500;
 /// More than any IPv4 pool has /24s; bounds what a hostile store can make us
 /// hold.
@@ -32,17 +32,20 @@ pub(super) async fn snapshot(store: &EtcdStore) -> Result<Snapshot, StoreError> 
 
 pub(super) async fn list(store: &EtcdStore) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot::default();
-    snapshot.revision = walk(store, |record| match store.keys.parse(record) {
+    let (revision, origin) = walk(store, |record| match store.keys.parse(record) {
         Ok(lease) => snapshot.leases.push(lease),
         Err(bad) => snapshot.bad.push(bad),
     })
     .await?;
-    Ok(snapshot)
+    Ok(Snapshot { revision, origin, ..snapshot })
 }
 
-/// Every record at one revision, which it gives.
-pub(super) async fn walk(store: &EtcdStore, mut take: impl FnMut(&KeyValue)) -> Result<i64, Failure> {
-    let (mut revision, mut records) = (0, 0);
+/// Every record at one revision, which it gives, and whose it is.
+pub(super) async fn walk(
+    store: &EtcdStore,
+    mut take: impl FnMut(&KeyValue),
+) -> Result<(i64, Option<Origin>), Failure> {
+    let (mut revision, mut origin, mut records) = (0, None, 0);
     let mut start = store.keys.subnets().into_bytes();
     let mut limit = PAGE;
     loop {
@@ -60,6 +63,7 @@ pub(super) async fn walk(store: &EtcdStore, mut take: impl FnMut(&KeyValue)) -> 
         };
         if revision == 0 {
             revision = page.header().map_or(0, |header| header.revision());
+            origin = page.header().map(super::origin);
         }
         page.kvs().iter().for_each(&mut take);
         records += page.kvs().len();
@@ -67,7 +71,7 @@ pub(super) async fn walk(store: &EtcdStore, mut take: impl FnMut(&KeyValue)) -> 
             let what = format!("more than {MAX_RECORDS} records below {}", store.keys.subnets());
             return Err(Failure::refusal(what));
         }
-        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok(revision) };
+        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok((revision, origin)) };
         start = last.key().to_vec();
         start.push(0);
     }

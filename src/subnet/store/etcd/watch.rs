@@ -11,7 +11,7 @@ use tonic::Code;
 use super::EtcdStore;
 use super::acquire::pauses;
 use super::connection::{Failure, MAX_MESSAGE, kv};
-use crate::subnet::{Snapshot, StoreEvent};
+use crate::subnet::{Origin, Snapshot, StoreEvent};
 
 /// A watch answers its creation within this.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, Stor
         store,
         next: from.revision + 1,
         stream: None,
-        seen: None,
+        seen: from.origin,
         astray: false,
         outage: None,
         pauses: Box::new(pauses(FIRST_PAUSE, MAX_PAUSE)),
@@ -61,13 +61,6 @@ struct Watcher {
     /// Pause before the next connect: no fault of the store makes a hot loop.
     rest: bool,
     queue: VecDeque<StoreEvent>,
-}
-
-/// Which history revisions count in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Origin {
-    cluster: u64,
-    term: u64,
 }
 
 /// The record that changed last, as far as we know. Where it is not so at the
@@ -214,6 +207,7 @@ impl Watcher {
         let snapshot = super::listing::list(&self.store).await?;
         self.next = snapshot.revision + 1;
         self.anchor = Anchor::of(&snapshot, &self.store);
+        self.seen = snapshot.origin;
         self.astray = false;
         self.queue.push_back(StoreEvent::Snapshot(snapshot));
         Ok(())
@@ -229,7 +223,7 @@ impl Watcher {
 
     fn is_other_origin(&mut self, header: Option<&ResponseHeader>) -> bool {
         let Some(header) = header else { return false };
-        let now = Origin { cluster: header.cluster_id(), term: header.raft_term() };
+        let now = super::origin(header);
         let before = self.seen.replace(now);
         before.is_some_and(|before| before.cluster != now.cluster || before.term > now.term)
     }
