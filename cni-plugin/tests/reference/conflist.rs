@@ -124,7 +124,7 @@ impl Conflist {
 
     /// The plugin's entry as libcni gives it to the plugin: with the network's
     /// name and version, the result so far, and of the runtime's values those
-    /// that the entry declares as its capabilities.
+    /// that the entry declares as its capabilities (api.go, buildOneConfig).
     fn config(&self, plugin: &Value, prev: &Value) -> Value {
         let mut config = plugin.clone();
         config["name"] = json!(self.name);
@@ -132,12 +132,10 @@ impl Conflist {
         if !prev.is_null() {
             config["prevResult"] = prev.clone();
         }
-        if let Some(capabilities) = config.as_object_mut().unwrap().remove("capabilities") {
-            let mut given = self.runtime.clone();
-            given.retain(|key, _| capabilities[key] == true);
-            if !given.is_empty() {
-                config["runtimeConfig"] = given.into();
-            }
+        let mut given = self.runtime.clone();
+        given.retain(|key, _| config["capabilities"][key] == true);
+        if !given.is_empty() {
+            config["runtimeConfig"] = given.into();
         }
         config
     }
