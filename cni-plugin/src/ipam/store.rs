@@ -162,8 +162,10 @@ impl Store {
         Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
     }
 
+    /// Of a torn file none, so that nobody holds what `reserve` gives away.
     fn content(&self, ip: IpAddr) -> Option<String> {
-        Some(fs::read_to_string(self.path(ip)).ok()?.trim().to_owned())
+        let bytes = fs::read(self.path(ip)).ok().filter(|bytes| !is_torn(bytes))?;
+        Some(String::from_utf8(bytes).ok()?.trim().to_owned())
     }
 
     fn is_torn(&self, ip: IpAddr) -> bool {
