@@ -91,12 +91,13 @@ const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 pub struct Valid(HashSet<(String, String)>);
 
 impl Valid {
-    /// Older libcni sends them as `cni.dev/attachments` alone. Without either,
-    /// GC would remove everything: that is an error.
+    /// Older libcni sends them as `cni.dev/attachments` alone. A Go runtime sends
+    /// none as `null`. Without either key, GC would remove everything by a slip:
+    /// that is an error.
     pub fn of(conf: &Conf) -> Result<Valid> {
         let fields = conf.fields();
         let keys = [VALID_ATTACHMENTS, "cni.dev/attachments"];
-        let Some(key) = keys.into_iter().find(|key| fields.get(key).is_some()) else {
+        let Some(key) = keys.into_iter().find(|key| fields.keys().any(|there| there == *key)) else {
             return Err(Error::new(Code::NetworkConfig, format!("{}: missing, and GC needs it", keys[0])));
         };
         let attachment = |(i, value)| {
