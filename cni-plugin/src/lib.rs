@@ -7,6 +7,8 @@ mod bridge;
 mod chain;
 mod firewall;
 mod flannel;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod identity;
 mod ipam;
 mod iptables;

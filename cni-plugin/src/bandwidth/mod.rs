@@ -3,7 +3,7 @@
 //! sends everything on to (containernetworking/plugins plugins/meta/bandwidth).
 
 mod ifb;
-mod limits;
+pub mod limits;
 
 use crate::chain::{Plugin, Site, Valid};
 use crate::kernel::netns::NetNs;

@@ -2,7 +2,7 @@
 //! and wiring put together, and undone where they fail.
 
 mod check;
-mod config;
+pub mod config;
 mod container;
 mod gateway;
 mod masq;

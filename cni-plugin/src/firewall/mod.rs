@@ -3,7 +3,7 @@
 //! (containernetworking/plugins plugins/meta/firewall).
 
 mod firewalld;
-mod owners;
+pub mod owners;
 mod rules;
 
 use std::net::IpAddr;

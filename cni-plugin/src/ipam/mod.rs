@@ -2,8 +2,8 @@
 //! plugin by executing it.
 
 mod boot;
-mod ranges;
-mod store;
+pub mod ranges;
+pub mod store;
 
 use std::fs;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 //! is for the host itself, not if it merely passes through to such a port
 //! elsewhere (CVE-2025-67499).
 
-mod config;
+pub mod config;
 mod conntrack;
 mod iptables;
 mod nftables;

@@ -1,7 +1,7 @@
 //! Sysctls of the container's namespace, and its interface's MAC, MTU, flags and
 //! queue length (containernetworking/plugins plugins/meta/tuning).
 
-mod backup;
+pub mod backup;
 mod sysctls;
 
 use std::fmt::Display;
@@ -37,7 +37,7 @@ impl Tuning {
 
 /// What a config asks for, checked.
 #[derive(Debug)]
-struct Wanted {
+pub struct Wanted {
     sysctls: Sysctls,
     settings: Settings,
 }
@@ -45,7 +45,7 @@ struct Wanted {
 impl Wanted {
     /// `args.cni` is stronger than the plugin's own fields. Of MACs, that of
     /// `runtimeConfig` and before it that of `CNI_ARGS` come between.
-    fn parse(conf: &Conf, site: &Site) -> Result<Wanted> {
+    pub fn parse(conf: &Conf, site: &Site) -> Result<Wanted> {
         let own = &conf.fields();
         let args = own.object("args")?.map(|args| args.object("cni")).transpose()?.flatten();
         let runtime = own.object("runtimeConfig")?;
