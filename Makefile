@@ -18,7 +18,7 @@ PLUGIN  := target/release/weft-cni
 help:
 	@echo 'make demo     install what is missing, build, and show the fabric at work'
 	@echo 'make test     the same for the whole test suite: format, lints, licences, every test'
-	@echo 'make interop  FLANNELD=/path CNI_BIN=/dir: tests beside a real flanneld and its plugins'
+	@echo 'make interop  FLANNELD=/path CNI_BIN=/dir CNITOOL=/path: tests beside a real flanneld, its plugins and libcni'
 	@echo 'make bench    print the figures: plans, kernel batches, containers'
 	@echo 'make soak     MINUTES=30 SEED=1: four nodes under churn, faults and traffic, and what was lost'
 	@echo 'make lint     format, clippy and cargo-deny alone'
@@ -57,15 +57,16 @@ test:
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) test --locked --workspace --no-fail-fast
 
 # FLANNELD is flannel's daemon; CNI_BIN a folder with its plugin `flannel` and all
-# of the reference plugins. RECORD=1 writes tests/golden/flanneld and the plugins'
-# recordings anew instead of holding flanneld and the plugins to them.
+# of the reference plugins; CNITOOL libcni's own program. RECORD=1 writes
+# tests/golden/flanneld and the plugins' recordings anew instead of holding
+# flanneld and the plugins to them.
 interop:
-	@for file in "$(FLANNELD)" $(addprefix "$(CNI_BIN)"/,flannel bridge host-local portmap bandwidth firewall tuning loopback); do \
-		[ -x "$$file" ] || { echo "make interop FLANNELD=/path CNI_BIN=/dir: '$$file' is not a program" >&2; exit 1; }; \
+	@for file in "$(FLANNELD)" "$(CNITOOL)" $(addprefix "$(CNI_BIN)"/,flannel bridge host-local portmap bandwidth firewall tuning loopback); do \
+		[ -x "$$file" ] || { echo "make interop FLANNELD=/path CNI_BIN=/dir CNITOOL=/path: '$$file' is not a program" >&2; exit 1; }; \
 	done
 	@deploy/install-deps.sh test
 	$(CARGO) build --locked --workspace
-	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "FLANNELD=$(abspath $(FLANNELD))" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "FLANNELD=$(abspath $(FLANNELD))" "CNI_BIN=$(abspath $(CNI_BIN))" "CNITOOL=$(abspath $(CNITOOL))" "RECORD=$(RECORD)" \
 		$(CARGO) test --locked -p weft --features interop --test interop -- --nocapture $(ARGS)
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
 		$(CARGO) test --locked -p weft-cni --features interop --test reference interop -- --nocapture $(ARGS)

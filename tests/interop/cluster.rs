@@ -213,13 +213,17 @@ fn answer(command: &mut Command, config: &Value) -> String {
     said
 }
 
-fn path_of(variable: &str) -> PathBuf {
+pub fn path_of(variable: &str) -> PathBuf {
     let path = PathBuf::from(std::env::var_os(variable).unwrap_or_default());
-    assert!(path.exists(), "{variable}={}: not there: make interop FLANNELD=… CNI_BIN=…", path.display());
+    assert!(
+        path.exists(),
+        "{variable}={}: not there: make interop FLANNELD=… CNI_BIN=… CNITOOL=…",
+        path.display()
+    );
     path
 }
 
-fn weft_cni() -> PathBuf {
+pub fn weft_cni() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_weft")).with_file_name("weft-cni");
     assert!(path.exists(), "{} is not built: cargo build --workspace", path.display());
     path

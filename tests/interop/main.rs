@@ -1,11 +1,17 @@
-//! weft beside a real flanneld: `make interop FLANNELD=… CNI_BIN=…`.
+//! weft beside a real flanneld, and its plugin under the real libcni: `make interop
+//! FLANNELD=… CNI_BIN=… CNITOOL=…`.
 
 #![cfg(test)]
 
 mod cluster;
+mod cnitool;
 #[path = "../common/golden.rs"]
 mod golden;
 mod mixed;
+// What it has for cgroups is not used here.
+#[allow(dead_code)]
+#[path = "../common/node.rs"]
+mod node;
 mod recordings;
 #[path = "../common/stage.rs"]
 mod stage;
