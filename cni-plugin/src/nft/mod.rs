@@ -71,21 +71,27 @@ pub struct Batch {
 /// before it has freed what was deleted, which takes it some 15 ms after the
 /// deletion; until the end much of that has passed with other work.
 #[derive(Debug)]
-pub struct Nft(ManuallyDrop<Connection>);
+pub struct Nft(std::result::Result<ManuallyDrop<Connection>, Cause>);
 
 /// A chain in which other processes delete rules without pause is read this
 /// often before giving up.
 const DELETE_TRIES: usize = 10;
 
 impl Nft {
-    /// Of the namespace that the thread is in.
+    /// Of the namespace that the thread is in. A kernel without nf_tables has no
+    /// rules to look for, and says so only where one is to be made.
     pub fn open() -> Result<Nft> {
-        Ok(Nft(ManuallyDrop::new(Connection::open_netfilter()?)))
+        match Connection::open_netfilter() {
+            Ok(connection) => Ok(Nft(Ok(ManuallyDrop::new(connection)))),
+            Err(e) if e.errno() == Some(libc::EPROTONOSUPPORT) => Ok(Nft(Err(e.cause))),
+            Err(e) => Err(e.into()),
+        }
     }
 
     pub fn has_chain(&mut self, chain: Chain<'_>) -> Result<bool> {
+        let Ok(connection) = &mut self.0 else { return Ok(false) };
         let question = message(libc::NFT_MSG_GETCHAIN, chain.family as u8, &chain_name(chain));
-        match self.0.get::<Message>(Request::get(question)) {
+        match connection.get::<Message>(Request::get(question)) {
             Ok(_) => Ok(true),
             Err(cause) if is_absent(&cause) => Ok(false),
             Err(cause) => Err(cause.of(chain).into()),
@@ -94,8 +100,9 @@ impl Nft {
 
     /// The rules of a chain, in order; none where the chain is not there.
     pub fn rules(&mut self, chain: Chain<'_>) -> Result<Vec<Listed>> {
+        let Ok(connection) = &mut self.0 else { return Ok(Vec::new()) };
         let question = message(libc::NFT_MSG_GETRULE, chain.family as u8, &rules_of(chain));
-        match self.0.dump::<Message>(Request::dump(question)) {
+        match connection.dump::<Message>(Request::dump(question)) {
             Ok(rules) => Ok(rules.iter().filter_map(listed).collect()),
             Err(cause) if is_absent(&cause) => Ok(Vec::new()),
             Err(cause) => Err(cause.of(format_args!("rules of {chain}")).into()),
@@ -158,6 +165,7 @@ impl Nft {
     /// On failure what was at fault, and why.
     fn commit(&mut self, batch: &Batch) -> std::result::Result<(), (String, Cause)> {
         let Some(last) = batch.messages.len().checked_sub(1) else { return Ok(()) };
+        let connection = self.0.as_mut().map_err(|cause| ("nftables".to_owned(), cause.clone()))?;
         let bound = |kind| Request::new(Message::batch(kind, libc::NFNL_SUBSYS_NFTABLES), 0);
         let changes = batch.messages.iter().enumerate().map(|(index, (message, flags))| {
             Request::new(message.clone(), if index == last { flags | NLM_F_ACK } else { *flags })
@@ -165,7 +173,7 @@ impl Nft {
         let mut requests = vec![bound(libc::NFNL_MSG_BATCH_BEGIN)];
         requests.extend(changes);
         requests.push(bound(libc::NFNL_MSG_BATCH_END));
-        self.0.transaction(&mut requests).map_err(|(index, cause)| {
+        connection.transaction(&mut requests).map_err(|(index, cause)| {
             let object = index.checked_sub(1).and_then(|index| batch.objects.get(index));
             (object.cloned().unwrap_or_else(|| "nftables".to_owned()), cause)
         })

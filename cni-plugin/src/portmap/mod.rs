@@ -31,13 +31,13 @@ impl PortMap {
 
 impl Plugin for PortMap {
     fn add(&self, site: &Site, result: &mut Attachment) -> Result<()> {
-        if *result == Attachment::default() {
-            let msg = "prevResult: missing: portmap goes after a plugin that gives the container addresses";
-            return Err(Error::new(Code::NetworkConfig, msg));
-        }
         let config = Config::parse(&self.conf)?;
         if config.mappings.is_empty() {
             return Ok(());
+        }
+        if *result == Attachment::default() {
+            let msg = "prevResult: missing: portmap goes after a plugin that gives the container addresses";
+            return Err(Error::new(Code::NetworkConfig, msg));
         }
         addresses(result, site).try_for_each(|address| map(&config, site, address)).inspect_err(|_| {
             let _ = remove(site, Some(result));
