@@ -8,9 +8,9 @@ use tokio::time::Instant;
 const FREE: u64 = 5;
 /// The rest after the first repair that is not free; it doubles with each.
 const MIN_REST: Duration = Duration::from_millis(100);
-const MAX_REST: Duration = Duration::from_secs(30);
+const MAX_REST: Duration = Duration::from_secs(10);
 /// An object that needed no repair for so long is at peace.
-const QUIET: Duration = Duration::from_secs(120);
+const QUIET: Duration = Duration::from_secs(20);
 /// So many objects are followed at once; what is beyond is repaired unfollowed.
 const MAX_OBJECTS: usize = 1024;
 /// So many repairs are told of, the newest.
@@ -186,7 +186,7 @@ mod tests {
             now = due;
         }
         assert_eq!(rests[..8], [0, 0, 0, 0, 100, 200, 400, 800]);
-        assert_eq!(rests[19], 30_000, "and no longer");
+        assert_eq!(rests[19], 10_000, "and no longer");
         let fight = &fights.list()[0];
         assert_eq!((fight.object.as_str(), fight.since, fight.count), ("route x", start, 20));
         assert!(fights.forget_quiet(now).is_empty());
