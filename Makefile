@@ -71,8 +71,9 @@ interop:
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "CNI_BIN=$(abspath $(CNI_BIN))" "RECORD=$(RECORD)" \
 		$(CARGO) test --locked -p weft-cni --features interop --test reference interop -- --nocapture $(ARGS)
 
+# With the reference plugins in CNI_BIN, the figures of theirs as well.
 bench: build
-	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" $(CARGO) bench --locked --workspace
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "CNI_BIN=$(abspath $(CNI_BIN))" $(CARGO) bench --locked --workspace
 
 soak: build
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "MINUTES=$(or $(MINUTES),30)" "SEED=$(or $(SEED),1)" \
