@@ -7,10 +7,7 @@ use std::path::PathBuf;
 use netns_harness::Host;
 use serde_json::Value;
 
-use crate::lab::{Fabric, SOON, plugin};
-
-const DUAL: &str =
-    r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
+use crate::lab::{DUAL, Fabric, SOON, plugin};
 
 #[test]
 fn a_healthy_node_has_nothing_to_complain_of() {

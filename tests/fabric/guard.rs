@@ -6,10 +6,8 @@ use std::time::Duration;
 use netns_harness::{Host, Netns, wait_until};
 use serde_json::Value;
 
-use crate::lab::{Fabric, SOON};
+use crate::lab::{DUAL, Fabric, SOON};
 
-const DUAL: &str =
-    r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
 const PORT: u16 = 5000;
 
 #[test]

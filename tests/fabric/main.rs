@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use netns_harness::{Daemon, Flood, wait_until};
 
-use crate::lab::{Fabric, SOON, VXLAN};
+use crate::lab::{DUAL, Fabric, SOON, VXLAN};
 
 #[test]
 fn vxlan_joins_containers_of_two_hosts() {
@@ -31,9 +31,7 @@ fn host_gw_joins_containers_of_two_hosts() {
 
 #[test]
 fn dual_stack_joins_both_families() {
-    every_pair_reaches(
-        r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#,
-    );
+    every_pair_reaches(DUAL);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use netns_harness::{Netns, wait_until};
 
-use crate::lab::{Fabric, SOON, VXLAN};
+use crate::lab::{DUAL, Fabric, SOON, VXLAN};
 
 #[test]
 fn a_host_is_renumbered_under_traffic() {
@@ -34,8 +34,7 @@ fn a_host_is_renumbered_under_traffic() {
 #[test]
 fn host_gw_and_both_families_are_renumbered_too() {
     let host_gw = VXLAN.replace("vxlan", "host-gw");
-    let dual = r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
-    for config in [&host_gw, dual] {
+    for config in [&host_gw, DUAL] {
         let mut fabric = Fabric::new("renumber-all", config, 2);
         fabric.start_all();
         let (a, b) = (fabric.pod(0), fabric.pod(1));

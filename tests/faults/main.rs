@@ -9,7 +9,7 @@
 
 mod cluster;
 #[path = "../fabric/lab.rs"]
-#[allow(dead_code)] // what other tests use of it
+#[expect(dead_code, reason = "what other tests use of it")]
 mod lab;
 mod stage;
 

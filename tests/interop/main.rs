@@ -8,8 +8,7 @@ mod cnitool;
 #[path = "../common/golden.rs"]
 mod golden;
 mod mixed;
-// What it has for cgroups is not used here.
-#[allow(dead_code)]
+#[expect(dead_code, reason = "what it has for cgroups")]
 #[path = "../common/node.rs"]
 mod node;
 mod recordings;
