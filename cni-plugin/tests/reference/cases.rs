@@ -37,6 +37,10 @@ pub struct Case {
     /// Where ours differs, `*` standing for anything, and why.
     #[serde(default)]
     differs: BTreeMap<String, String>,
+    /// `STEP: THING` and all that it may be, where the reference leaves it to
+    /// chance, such as the order of a Go map. A recording has all of it.
+    #[serde(default)]
+    pub by_chance: BTreeMap<String, Vec<Value>>,
     /// The code of our error where ADD is to be refused. The reference has 999 for
     /// nearly all, so what is compared is that it refuses, too.
     refused: Option<i64>,

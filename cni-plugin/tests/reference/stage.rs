@@ -29,7 +29,14 @@ pub fn play(case: &Case, plugins: &Path) -> Recording {
                 seen.insert("error".into(), json!(code));
             }
         }
-        recording.insert(format!("{} {step}", n + 1), seen);
+        let step = format!("{} {step}", n + 1);
+        for (key, value) in &mut seen {
+            let any = case.by_chance.get(&format!("{step}: {key}"));
+            if let Some(any) = any.filter(|any| any.contains(value)) {
+                *value = json!(any);
+            }
+        }
+        recording.insert(step, seen);
     }
     recording
 }
