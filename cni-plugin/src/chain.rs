@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use serde_json::json;
 
 use crate::protocol::conf::Conf;
-use crate::protocol::error::{Code, Error, Result};
+use crate::protocol::error::Result;
 use crate::protocol::request::Request;
 use crate::protocol::result::Attachment;
 
@@ -83,22 +83,22 @@ impl Chain {
     }
 }
 
-const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+pub const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// The attachments of a network that are in use: `cni.dev/valid-attachments` of
 /// a GC.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Valid(HashSet<(String, String)>);
 
 impl Valid {
     /// Older libcni sends them as `cni.dev/attachments` alone. A Go runtime sends
-    /// none as `null`. Without either key, GC would remove everything by a slip:
-    /// that is an error.
-    pub fn of(conf: &Conf) -> Result<Valid> {
+    /// none as `null`. None is neither key, as `cnitool gc` calls: not an empty
+    /// list, by which containers of other runtimes would lose their network.
+    pub fn of(conf: &Conf) -> Result<Option<Valid>> {
         let fields = conf.fields();
         let keys = [VALID_ATTACHMENTS, "cni.dev/attachments"];
         let Some(key) = keys.into_iter().find(|key| fields.keys().any(|there| there == *key)) else {
-            return Err(Error::new(Code::NetworkConfig, format!("{}: missing, and GC needs it", keys[0])));
+            return Ok(None);
         };
         let attachment = |(i, value)| {
             let entry = fields.inner(&format!("{key}[{i}]"), value)?;
@@ -108,7 +108,13 @@ impl Valid {
             };
             Ok((text("containerID")?, text("ifname")?))
         };
-        fields.list(key)?.iter().enumerate().map(attachment).collect::<Result<_>>().map(Valid)
+        fields
+            .list(key)?
+            .iter()
+            .enumerate()
+            .map(attachment)
+            .collect::<Result<_>>()
+            .map(|list| Some(Valid(list)))
     }
 
     pub fn contains(&self, container_id: &str, ifname: &str) -> bool {

@@ -193,7 +193,8 @@ fn site(network: &str) -> Result<Site> {
 }
 
 fn none_valid() -> Result<Valid> {
-    Valid::of(&Conf::parse(br#"{"name":"net","cni.dev/valid-attachments":[]}"#, "no attachment")?)
+    let conf = Conf::parse(br#"{"name":"net","cni.dev/valid-attachments":[]}"#, "no attachment")?;
+    Ok(Valid::of(&conf)?.unwrap_or_default())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::chain::{Site, Valid};
+use crate::chain::{Chain, Site, VALID_ATTACHMENTS, Valid};
 use crate::kind::Kind;
 use conf::Conf;
 use error::{Code, Error, Result};
@@ -63,7 +63,7 @@ fn run(
     let chain = kind.chain(&conf)?;
     match command {
         Command::Status => return chain.status().map(|()| None),
-        Command::Gc => return chain.gc(&conf.network, &Valid::of(&conf)?).map(|()| None),
+        Command::Gc => return gc(&chain, &conf).map(|()| None),
         _ => {}
     }
     let request = Request::from_env(command, var)?;
@@ -78,6 +78,16 @@ fn run(
         _ => chain.del(&site, prev)?,
     }
     Ok(None)
+}
+
+/// Who does not say what is in use is told so, and nothing is done.
+fn gc(chain: &Chain, conf: &Conf) -> Result<()> {
+    let Some(valid) = Valid::of(conf)? else {
+        let network = &conf.network;
+        eprintln!("weft-cni: GC of {network} without {VALID_ATTACHMENTS}: nothing is known to be stale");
+        return Ok(());
+    };
+    chain.gc(&conf.network, &valid)
 }
 
 fn read(stdin: impl Read) -> Result<Vec<u8>> {

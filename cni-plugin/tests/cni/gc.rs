@@ -63,8 +63,7 @@ fn gc_without_a_list_removes_nothing() {
     node.conf["cniVersion"] = json!("1.1.0");
     let pod = node.pod("a");
     node.add("a", &pod).result();
-    let (code, text) = gc(&node, "x", &Value::Null).error();
-    assert!(code == 7 && text.contains("cni.dev/valid-attachments"), "{text}");
+    gc(&node, "x", &Value::Null).result();
     assert_eq!((node.reservations().len(), node.veths().len(), node.cache().len()), (1, 1, 2));
     // An empty list, as libcni writes that of a runtime without containers.
     gc(&node, "cni.dev/valid-attachments", &Value::Null).result();
