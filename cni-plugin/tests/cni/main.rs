@@ -14,6 +14,7 @@ mod portmap;
 mod ports;
 mod protocol;
 mod removal;
+mod sctp;
 mod security;
 mod tuning;
 mod uml;

@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,8 +22,11 @@ fn ports_lead_into_the_container_by_iptables() {
     ports_lead_into_the_container("iptables");
 }
 
-/// SCTP has rules like the others (`reference::portmap`), but no packets: no
-/// machine of ours has it in the kernel.
+#[test]
+fn ports_lead_into_the_container_by_legacy_iptables() {
+    ports_lead_into_the_container("iptables-legacy");
+}
+
 fn ports_lead_into_the_container(backend: &str) {
     let stage = Stage::new("cni-ports");
     let (node, outside) = (&stage.node, &stage.outside);
@@ -69,15 +73,15 @@ fn ports_lead_into_the_container(backend: &str) {
 
     let flush = match backend {
         "nftables" => "nft flush chain ip cni_hostport output",
-        _ => "iptables -t nat -F OUTPUT",
+        iptables => &format!("{iptables} -t nat -F OUTPUT"),
     };
     run(node.host.command("sh").args(["-c", flush]));
     let (code, text) = portmap.check("a", &a, &prev).error();
     assert!(code == 999 && text.to_lowercase().contains("output"), "{text}");
 
     // With as little as a runtime may give.
-    let mut bare = node.chained("portmap", json!({}));
-    bare.conf.as_object_mut().unwrap().retain(|key, _| key != "runtimeConfig");
+    let mut bare = self::portmap(node, backend, json!([]));
+    bare.conf.as_object_mut().unwrap().retain(|key, _| key != "runtimeConfig" && key != "backend");
     bare.call("DEL", "a", "eth0", None, None).result();
     bare.call("DEL", "a", "eth0", None, None).result();
     assert_eq!(
@@ -90,7 +94,7 @@ fn ports_lead_into_the_container(backend: &str) {
 
 #[test]
 fn a_udp_client_that_goes_on_sending_is_led_to_the_container() {
-    for backend in ["nftables", "iptables"] {
+    for backend in BACKENDS {
         let stage = Stage::new("cni-udp");
         let (node, outside) = (&stage.node, &stage.outside);
         let (pod, other) = (node.pod("a"), node.pod("b"));
@@ -179,14 +183,17 @@ fn portmap_is_part_of_the_integrated_plugin() {
     node.assert_empty();
 }
 
+/// The legacy variant is what `iptables` is for the plugin then.
+pub const BACKENDS: [&str; 3] = ["nftables", "iptables", "iptables-legacy"];
+
 /// A node and a host outside, which knows the way to the node's containers.
-struct Stage {
-    node: Node,
-    outside: Host,
+pub struct Stage {
+    pub node: Node,
+    pub outside: Host,
 }
 
 impl Stage {
-    fn new(label: &str) -> Stage {
+    pub fn new(label: &str) -> Stage {
         let node = Node::new(label, DUAL);
         let outside = node.lab.host("outside").unwrap();
         let (v4, v6) = (node.host.ip4(), node.host.ip6());
@@ -200,16 +207,41 @@ impl Stage {
     }
 }
 
-fn portmap<'a>(node: &'a Node, backend: &str, mappings: Value) -> Chained<'a> {
-    let mut conf = json!({ "backend": backend, "runtimeConfig": {} });
+pub fn portmap<'a>(node: &'a Node, backend: &str, mappings: Value) -> Chained<'a> {
+    let legacy = backend == "iptables-legacy";
+    let mut conf = json!({ "backend": if legacy { "iptables" } else { backend }, "runtimeConfig": {} });
     conf["runtimeConfig"]["portMappings"] = mappings;
-    node.chained("portmap", conf)
+    let mut plugin = node.chained("portmap", conf);
+    if legacy {
+        let path = format!("PATH={}", legacy_tools(node).display());
+        plugin.arguments = vec![path.into(), std::mem::replace(&mut plugin.program, "env".into())];
+    }
+    plugin
+}
+
+/// A folder in which the legacy variant is all there is.
+fn legacy_tools(node: &Node) -> PathBuf {
+    let folder = node.host.dir().join("legacy");
+    if !folder.exists() {
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["iptables", "iptables-restore", "ip6tables", "ip6tables-restore"] {
+            let link = folder.join(name);
+            std::os::unix::fs::symlink("/usr/sbin/xtables-legacy-multi", link).unwrap();
+        }
+    }
+    folder
 }
 
 /// The rules, of both programs, that mention something.
-fn rules(node: &Node, part: &str) -> String {
-    let listings = [&["nft", "list", "ruleset"][..], &["iptables-save"], &["ip6tables-save"]];
-    let all = listings.map(|command| run(node.host.command(command[0]).args(&command[1..])));
+pub fn rules(node: &Node, part: &str) -> String {
+    let listings = [
+        "nft list ruleset",
+        "iptables-save",
+        "ip6tables-save",
+        "iptables-legacy-save",
+        "ip6tables-legacy-save",
+    ];
+    let all = listings.map(|command| run(node.host.command("sh").args(["-c", command])));
     let lines = all.iter().flat_map(|listing| listing.lines()).filter(|line| line.contains(part));
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
@@ -245,7 +277,7 @@ fn udp_socket(netns: &Netns, v4: bool) -> UdpSocket {
 }
 
 /// Long for an answer, short for none.
-const TIME: Duration = Duration::from_secs(1);
+pub const TIME: Duration = Duration::from_secs(1);
 
 /// Tells each client the server's name and the client's address, until dropped.
 struct Server {
