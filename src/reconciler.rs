@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Handle as Runtime, RuntimeFlavor};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -37,6 +37,7 @@ use crate::kernel::{Effect, Events, Kernel, KernelEvent, Scope, View};
 pub use durations::Durations;
 use failures::Failures;
 pub use fights::{Fight, Fights, Healing, Repair};
+use state::Request;
 pub use state::{Handle, Snapshot, State};
 use tally::Tally;
 pub use target::Target;
@@ -84,7 +85,7 @@ pub struct Reconciler<K, E> {
     changes: watch::Receiver<u64>,
     settings: Settings,
     state: watch::Sender<State>,
-    requests: mpsc::Receiver<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
+    requests: mpsc::Receiver<Request>,
 
     wanted: Wanted,
     revision: u64,
@@ -186,9 +187,10 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                     }
                 }
                 _ = self.changes.changed() => return Ok(true),
-                Some(reply) = self.requests.recv() => {
-                    self.answer(reply);
-                    return Ok(true);
+                Some(request) = self.requests.recv() => {
+                    if self.answer(request) {
+                        return Ok(true);
+                    }
                 }
                 ready = self.events.ready() => {
                     ready?;
@@ -416,15 +418,19 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         });
     }
 
-    fn answer(&mut self, reply: oneshot::Sender<Result<Snapshot, NetlinkError>>) {
-        self.viewed = None;
+    /// Whether it took a look at the kernel, so that there may be something to do.
+    fn answer(&mut self, request: Request) -> bool {
+        if request.afresh {
+            self.viewed = None;
+        }
+        let looks = self.viewed.is_none();
         let snapshot = self.look().map(|()| Snapshot {
             inputs: Arc::clone(self.wanted.inputs()),
-            observed: self.view.have.clone(),
-            desired: self.wanted.desired().clone(),
+            missing: self.wanted.desired().missing_from(&self.view.have),
         });
         // Who asked may be gone.
-        let _ = reply.send(snapshot);
+        let _ = request.reply.send(snapshot);
+        looks
     }
 
     fn publish(&mut self, tally: &Tally, took: Duration) {

@@ -41,22 +41,25 @@ pub fn serve(
     })
 }
 
-/// Asks the daemon behind `path`.
-pub async fn ask(path: &Path) -> anyhow::Result<Status> {
-    let asked = tokio::time::timeout(PATIENCE, request(path)).await;
+/// Asks the daemon behind `path`, for `peers` of the peers, those in trouble first,
+/// or for all of them.
+pub async fn ask(path: &Path, peers: Option<usize>) -> anyhow::Result<Status> {
+    let asked = tokio::time::timeout(PATIENCE, request(path, peers)).await;
     let body =
         asked.map_err(|_| anyhow::anyhow!("no answer in {} s", PATIENCE.as_secs())).and_then(|body| body);
     let body = body.with_context(|| format!("daemon at {}", path.display()))?;
     serde_json::from_slice(&body).with_context(|| format!("answer of the daemon at {}", path.display()))
 }
 
-async fn request(path: &Path) -> anyhow::Result<Bytes> {
+async fn request(path: &Path, peers: Option<usize>) -> anyhow::Result<Bytes> {
     let stream = UnixStream::connect(path).await.map_err(|error| {
         anyhow::anyhow!("{error}: is `weft daemon` running, and is this its --admin-socket?")
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
-        let request = hyper::Request::get("/status").header("host", "weft").body(Empty::<Bytes>::new())?;
+        let take = peers.map_or_else(String::new, |peers| format!("?take={peers}"));
+        let request = hyper::Request::get(format!("/status{take}"));
+        let request = request.header("host", "weft").body(Empty::<Bytes>::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;

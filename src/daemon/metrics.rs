@@ -1,6 +1,7 @@
 //! `/metrics`: OpenMetrics text, encoded from what the loops keep anyway. Between
 //! two scrapes it costs nothing, and a scrape asks neither kernel nor store.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
@@ -13,7 +14,10 @@ use super::guard::GuardState;
 use super::process::Process;
 use super::status::StatusSource;
 use crate::model::Family;
-use crate::reconciler::{Durations, State};
+use crate::reconciler::{Durations, Healing, State};
+
+/// So many fights are told by name: a name is a series of its own.
+const NAMED_FIGHTS: usize = 10;
 
 /// The media type of what `text` gives.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -53,7 +57,24 @@ struct Node {
     store: super::store_health::StoreFacts,
     traffic_in_force: bool,
     guard: GuardState,
-    reconciler: State,
+    reconciler: Reconciled,
+}
+
+/// The reconciler's state without its lists, which can be long.
+#[derive(Debug)]
+struct Reconciled {
+    synced: bool,
+    took: Durations,
+    converged: Durations,
+    ops: BTreeMap<&'static str, u64>,
+    errors: u64,
+    looks: u64,
+    repairs: BTreeMap<&'static str, u64>,
+    fights: usize,
+    /// The first of them, and how often each was put right.
+    named_fights: Vec<(String, u64)>,
+    failing: usize,
+    rejected: usize,
 }
 
 impl Metrics {
@@ -77,7 +98,27 @@ impl Node {
             store: leases.store.facts(),
             guard: source.guard(),
             traffic_in_force: source.traffic_trouble().is_none(),
-            reconciler: source.reconciler(),
+            reconciler: Reconciled::of(&source.reconciler().borrow()),
+        }
+    }
+}
+
+impl Reconciled {
+    fn of(state: &State) -> Reconciled {
+        let Healing { repairs, fights, .. } = &state.healing;
+        let named = fights.iter().take(NAMED_FIGHTS).map(|fight| (fight.object.clone(), fight.count));
+        Reconciled {
+            synced: state.synced,
+            took: state.took.clone(),
+            converged: state.converged.clone(),
+            ops: state.ops.clone(),
+            errors: state.errors,
+            looks: state.looks,
+            repairs: repairs.clone(),
+            fights: fights.len(),
+            named_fights: named.collect(),
+            failing: state.failed.len(),
+            rejected: state.rejected.len(),
         }
     }
 }
@@ -156,13 +197,15 @@ impl Node {
         out.counters("weft_kernel_operations", "Changes made to the kernel.", "kind", ops)?;
         out.counter("weft_kernel_errors", "Changes that the kernel refused.", state.errors)?;
         out.counter("weft_kernel_reads", "How often the kernel's state was read.", state.looks)?;
-        let repairs = state.healing.repairs.iter().map(|(kind, count)| (*kind, *count));
+        let repairs = state.repairs.iter().map(|(kind, count)| (*kind, *count));
         out.counters("weft_repairs", "Changes that set right what others had changed.", "kind", repairs)?;
         let help = "Objects that something else undoes again and again.";
-        out.gauge("weft_fights", help, state.healing.fights.len() as u64)?;
-        let failing = state.failed.len() as u64;
-        out.gauge("weft_kernel_failures", "What fails or is waited for at present.", failing)?;
-        out.gauge("weft_peers_rejected", "Peers left out for a fault.", state.rejected.len() as u64)?;
+        out.gauge("weft_fights", help, state.fights as u64)?;
+        let help = "Repairs of each of them, the first ten, since its fight began.";
+        let named = state.named_fights.iter().map(|(object, count)| (object.as_str(), *count));
+        out.gauges("weft_fight_repairs", help, "object", named)?;
+        out.gauge("weft_kernel_failures", "What fails or is waited for at present.", state.failing as u64)?;
+        out.gauge("weft_peers_rejected", "Peers left out for a fault.", state.rejected as u64)?;
         let in_force = u64::from(self.traffic_in_force);
         out.gauge("weft_traffic_rules_in_force", "Whether the traffic rules asked for are.", in_force)?;
         let Some(admitted) = self.guard.admitted else { return Ok(()) };
@@ -181,7 +224,7 @@ impl Out<'_> {
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.value(name, help, None, &(value.min(i64::MAX as u64) as i64))
+        self.value(name, help, None, &integer(value))
     }
 
     pub(super) fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
@@ -189,7 +232,7 @@ impl Out<'_> {
     }
 
     pub(super) fn bytes(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.value(name, help, Some(&Unit::Bytes), &(value.min(i64::MAX as u64) as i64))
+        self.value(name, help, Some(&Unit::Bytes), &integer(value))
     }
 
     pub(super) fn timestamp(&mut self, name: &str, help: &str, at: SystemTime) -> fmt::Result {
@@ -226,8 +269,7 @@ impl Out<'_> {
     ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (of, value) in values {
-            let value = value.min(i64::MAX as u64) as i64;
-            metric.encode_family(&[(label, of)])?.encode_gauge(&value)?;
+            metric.encode_family(&[(label, of)])?.encode_gauge(&integer(value))?;
         }
         Ok(())
     }
@@ -251,6 +293,11 @@ impl Out<'_> {
         let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         metric.encode_histogram::<NoLabelSet>(of.sum().as_secs_f64(), of.count(), &buckets, None)
     }
+}
+
+/// As OpenMetrics' integers go.
+fn integer(value: u64) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
 }
 
 fn family_name(family: Family) -> &'static str {

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Durations, Healing, Inputs};
 use crate::backends::Rejected;
-use crate::desired::{Desired, Observed};
+use crate::desired::Desired;
 use crate::kernel::netlink::NetlinkError;
 
 /// How the reconciler fares; published after each pass.
@@ -38,26 +38,31 @@ pub struct State {
     pub failed: Vec<String>,
 }
 
-/// What is wanted and what is there, read for whoever asked.
+/// What the kernel lacks of what is wanted: next to nothing, as a rule, however
+/// many peers there are.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub inputs: Arc<Inputs>,
-    pub observed: Observed,
-    pub desired: Desired,
+    pub missing: Desired,
+}
+
+/// Somebody wants to know.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// By a look at the kernel, and not by what is known of it.
+    pub afresh: bool,
+    pub reply: oneshot::Sender<Result<Snapshot, NetlinkError>>,
 }
 
 /// A running reconciler, from outside.
 #[derive(Clone, Debug)]
 pub struct Handle {
     state: watch::Receiver<State>,
-    requests: mpsc::Sender<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Handle {
-    pub(super) fn new(
-        state: watch::Receiver<State>,
-        requests: mpsc::Sender<oneshot::Sender<Result<Snapshot, NetlinkError>>>,
-    ) -> Handle {
+    pub(super) fn new(state: watch::Receiver<State>, requests: mpsc::Sender<Request>) -> Handle {
         Handle { state, requests }
     }
 
@@ -65,10 +70,19 @@ impl Handle {
         self.state.clone()
     }
 
-    /// A fresh look at the kernel; `None` where the reconciler has stopped.
+    /// By a fresh look at the kernel; `None` where the reconciler has stopped.
     pub async fn observe(&self) -> Option<Result<Snapshot, NetlinkError>> {
+        self.ask(true).await
+    }
+
+    /// By what is known of the kernel, which notifications keep up.
+    pub async fn recall(&self) -> Option<Result<Snapshot, NetlinkError>> {
+        self.ask(false).await
+    }
+
+    async fn ask(&self, afresh: bool) -> Option<Result<Snapshot, NetlinkError>> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(reply).await.ok()?;
+        self.requests.send(Request { afresh, reply }).await.ok()?;
         answer.await.ok()
     }
 }

@@ -70,7 +70,7 @@ fn peers_that_are_not_reached_are_named_with_what_is_in_the_way() {
 
     switch.ip_batch(&["link set h2 mtu 1400"]).unwrap();
     other.ip_batch(&["link set eth0 mtu 1500"]).unwrap();
-    patient.finds("peers", "problem", "answers small packets, and none of 1430 bytes", &[]);
+    patient.finds("peers", "problem", "2 of 2 subnets answer small packets, and none of 1430 bytes", &[]);
     switch.ip_batch(&["link set h2 mtu 1500"]).unwrap();
     // What routers told of the narrow way is remembered for ten minutes.
     for host in [&host, &other] {
@@ -78,12 +78,14 @@ fn peers_that_are_not_reached_are_named_with_what_is_in_the_way() {
     }
 
     other.run("nft", ["add table inet fw; add chain inet fw in { type filter hook input priority -400; }; add rule inet fw in udp dport 8472 drop"]).unwrap();
-    patient.finds("peers", "problem", &format!("{theirs} at {}: ", other.ip4()), &[]);
-    patient.finds("peers", "problem", "does not answer through the tunnel, the node itself does", &[]);
+    let silent =
+        format!("do not answer through the tunnel, though their nodes answer: {theirs} at {}", other.ip4());
+    patient.finds("peers", "problem", &silent, &[]);
     other.run("nft", ["delete table inet fw"]).unwrap();
 
     patient.fabric.lab.cut_between(&host, &other).unwrap();
-    patient.finds("peers", "problem", &format!("{theirs} at {} does not answer at all", other.ip4()), &[]);
+    let gone = format!("do not answer, nor do their nodes: {theirs} at {}", other.ip4());
+    patient.finds("peers", "problem", &gone, &[]);
     patient.fabric.lab.mend_between(&host, &other).unwrap();
     let (checks, ok) = patient.examine(&[]);
     assert!(ok, "all is mended: {checks:#?}");

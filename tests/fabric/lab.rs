@@ -167,6 +167,23 @@ impl Fabric {
         self.etcdctl(&["put", &format!("/coreos.com/network/{key}"), value]);
     }
 
+    /// Leases of so many nodes that are not there, from 10.42.100.0/24 on.
+    pub fn put_peers(&self, count: u32) {
+        let lease = |n: u32| {
+            let (high, low) = (n >> 8, n & 255);
+            let data = format!(r#"{{"VNI":1,"VtepMAC":"0e:00:00:00:{high:02x}:{low:02x}"}}"#);
+            let value = format!(
+                r#"{{"PublicIP":"10.9.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#
+            );
+            format!("put /coreos.com/network/subnets/10.{}.{low}.0-24 {}\n", 42 + high, json!(value))
+        };
+        // As many as etcd takes in one transaction.
+        for lot in (100..100 + count).collect::<Vec<_>>().chunks(100) {
+            let puts: String = lot.iter().map(|n| lease(*n)).collect();
+            self.etcdctl_in(&["txn"], &format!("mod(\"-\") = \"0\"\n\n{puts}\n\n"));
+        }
+    }
+
     pub fn etcdctl(&self, args: &[&str]) -> String {
         self.try_etcdctl(args).expect("the lab")
     }
@@ -226,6 +243,13 @@ impl Fabric {
             .collect();
         Pod { netns, ips }
     }
+}
+
+/// The lease of a node 192.168.77.`n` that is not there.
+pub fn peer(n: u8) -> String {
+    format!(
+        r#"{{"PublicIP":"192.168.77.{n}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{n:02x}"}}}}"#
+    )
 }
 
 /// Built beside `weft` by `cargo build --workspace`, as `make test` does first.

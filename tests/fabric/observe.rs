@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use netns_harness::{Host, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::lab::{Fabric, SOON, VXLAN};
+use crate::lab::{Fabric, SOON, VXLAN, peer};
 
 const PORT: u16 = 8471;
 const SERVED: &str = "-healthz-port=8471";
@@ -78,16 +78,9 @@ fn prometheus_takes_every_metric() {
 #[test]
 fn a_browser_shows_the_status_and_runs_nothing_of_a_peers() {
     let mut fabric = Fabric::new("page", VXLAN, 1);
-    let lease = |n: u8, kind: &str| {
-        format!(
-            r#"{{"PublicIP":"192.168.77.{n}","PublicIPv6":null,"BackendType":"{kind}","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{n}"}}}}"#
-        )
-    };
-    fabric.put("subnets/10.42.80.0-24", &lease(80, "vxlan"));
-    fabric.put(
-        "subnets/10.42.81.0-24",
-        &lease(81, "<img src=x onerror=document.title=1><script>document.title=1</script>"),
-    );
+    fabric.put("subnets/10.42.80.0-24", &peer(80));
+    let hostile = "<img src=x onerror=document.title=1><script>document.title=1</script>";
+    fabric.put("subnets/10.42.81.0-24", &peer(81).replace("vxlan", hostile));
     fabric.put("subnets/10.42.82.0-24", "<script>document.title=1</script>");
     fabric.start(0, &[SERVED]);
     fabric.wait_in_sync(0);
@@ -117,6 +110,88 @@ fn a_browser_shows_the_status_and_runs_nothing_of_a_peers() {
     let json = format!("http://127.0.0.1:{PORT}/status.json");
     assert_eq!(asked(&json, &[]), "200");
     assert_eq!(asked(&json, &["-H", "Host: rebound.example"]), "403", "another's name for this host");
+}
+
+#[test]
+fn hundreds_of_peers_are_paged_those_in_trouble_first() {
+    let mut fabric = Fabric::new("many", &VXLAN.replace("10.42.0.0/16", "10.42.0.0/15"), 1);
+    fabric.put_peers(300);
+    fabric.put("subnets/10.42.63.0-24", &peer(63).replace("vxlan", "host-gw"));
+    fabric.start(0, &[SERVED]);
+    fabric.wait_in_sync(0);
+    let host = fabric.hosts[0].clone();
+
+    let ask = |query: &str| -> Value {
+        let url = format!("http://127.0.0.1:{PORT}/status.json{query}");
+        serde_json::from_str(&host.run("curl", ["-sf", &url]).unwrap()).unwrap()
+    };
+    let subnets = |status: &Value| -> Vec<String> {
+        let peers = status["peers"].as_array().unwrap().iter();
+        peers.map(|peer| peer["subnets"][0].as_str().unwrap().to_owned()).collect()
+    };
+    let all = ask("");
+    assert_eq!((subnets(&all).len(), &all["peer_count"]["total"]), (301, &json!(301)));
+    assert!(subnets(&all).iter().map(|net| net.parse::<ipnetwork::IpNetwork>().unwrap()).is_sorted());
+    let page = ask("?take=100");
+    assert_eq!((subnets(&page).len(), &subnets(&page)[0]), (100, &"10.42.63.0/24".to_owned()));
+    assert_eq!(page["peer_count"]["left_out"], 1);
+    assert_eq!(page["peer_count"]["map"].as_str().unwrap().len(), 301);
+    let mut told = subnets(&page);
+    told.extend([100, 200, 300].iter().flat_map(|skip| subnets(&ask(&format!("?take=100&skip={skip}")))));
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), 301, "each once");
+    let found = ask("?take=100&find=10.43.77");
+    assert_eq!(
+        (subnets(&found), &found["peer_count"]["found"]),
+        (vec!["10.43.77.0/24".to_owned()], &json!(1))
+    );
+
+    let browsed = browse(&host, &format!("http://127.0.0.1:{PORT}/"));
+    for text in [">1–50 of 301<", "301 nodes · 1 left out", ">10.42.63.0/24<"] {
+        assert!(browsed.contains(text), "{text:?} in {browsed}");
+    }
+    assert_eq!(browsed.matches("<tr>").count(), 51);
+    let mut status = host.command(env!("CARGO_BIN_EXE_weft"));
+    let output =
+        status.args(["status", "--admin-socket"]).arg(host.dir().join("admin.sock")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("301 peers, 0 missing in the kernel, 1 left out"), "{text}");
+    assert!(text.contains("… and 251 more"), "{text}");
+}
+
+/// Undone for as long as the daemon will put it right at once, and a little more.
+#[test]
+fn a_fight_is_named_in_the_log_the_metrics_and_the_status() {
+    let mut fabric = Fabric::new("fight", VXLAN, 2);
+    fabric.start(0, &[SERVED]);
+    fabric.start(1, &[]);
+    (0..2).for_each(|i| fabric.wait_in_sync(i));
+    let (host, subnet) = (fabric.hosts[0].clone(), fabric.subnet_of(1));
+    let name = format!("route {subnet}");
+
+    let fought = || {
+        // Not there, while the daemon rests.
+        let _ = host.run("ip", ["route", "del", &subnet]);
+        fabric.status(0)["kernel"]["fights"][0]["count"].as_u64() >= Some(6)
+    };
+    wait_until(SOON, "a fight", fought).unwrap();
+
+    let (status, ok) = fabric.try_status(0).unwrap();
+    let fight = &status["kernel"]["fights"][0];
+    assert_eq!((fight["object"].as_str(), status["kernel"]["fight_count"].as_u64()), (Some(&*name), Some(1)));
+    assert!(!ok, "trouble: {status:#}");
+    let metrics = host.run("curl", ["-sf", &format!("http://127.0.0.1:{PORT}/metrics")]).unwrap();
+    let count = fight["count"].as_u64().unwrap();
+    assert!(metrics.contains("weft_fights 1\n"), "{metrics}");
+    assert!(metrics.contains(&format!("weft_fight_repairs{{object=\"{name}\"}} {count}\n")), "{metrics}");
+    let log = fabric.daemons[0].log_tail(500);
+    assert_eq!(log.matches(&format!("{name}: undone again and again by something else")).count(), 1, "{log}");
+    let page = browse(&host, &format!("http://127.0.0.1:{PORT}/"));
+    assert!(
+        page.contains(&format!(">{name}: undone {count} times by something else on this host<")),
+        "{page}"
+    );
 }
 
 #[test]
@@ -161,8 +236,7 @@ fn a_pipe_gets_a_line_for_each_change() {
         format!("{subnet} | 0 peers, 0 missing in the kernel, 0 left out | 0 repairs | healthy")
     );
     std::thread::sleep(Duration::from_millis(2500));
-    let peer = r#"{"PublicIP":"192.168.77.80","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:80"}}"#;
-    fabric.put("subnets/10.42.80.0-24", peer);
+    fabric.put("subnets/10.42.80.0-24", &peer(80));
     assert!(next().contains("| 1 peers, 0 missing"), "nothing was printed meanwhile");
     fabric.daemons[0].terminate(SOON).unwrap();
     assert!(next().contains("is `weft daemon` running"));

@@ -186,8 +186,9 @@ fn peers_come_and_go_and_foreign_state_stays() {
     running.await_state("no peers", |state| state.synced && state.revision == revision);
     let ours = running.fabric.ip("route show proto 87");
     assert_eq!(ours, json!([]));
+    assert_eq!(running.fabric.ip("neigh show dev flannel.1 nud permanent"), json!([]));
     let snapshot = running.runtime.block_on(running.handle.observe()).unwrap().unwrap();
-    assert!(snapshot.observed.neighbours.is_empty() && snapshot.desired.routes.is_empty());
+    assert!(snapshot.missing.is_empty() && snapshot.inputs.peers.is_empty());
     assert_eq!(snapshot.inputs.own, key(0));
 }
 

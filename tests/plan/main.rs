@@ -23,7 +23,7 @@ proptest! {
 
         let after = apply(&have, &diff(&have, &want, &own));
 
-        prop_assert_eq!(want.missing_from(&after), Vec::<String>::new());
+        prop_assert!(want.missing_from(&after).is_empty());
         prop_assert_eq!(diff(&after, &want, &own), Plan::default());
         prop_assert!(stale(&after, &want, &own).is_empty(), "{:?}", stale(&after, &want, &own));
     }
@@ -229,7 +229,7 @@ fn what_is_missing_is_told_by_name() {
     have.routes.clear();
 
     assert_eq!(
-        world.desired().missing_from(&have),
+        world.desired().missing_from(&have).names(),
         [
             "fdb 0e:00:00:00:00:02 dst 192.168.9.2 dev flannel.1",
             "route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink",

@@ -40,7 +40,7 @@ pub(super) struct Fabric {
 
 impl Facts<'_> {
     pub async fn gather(args: &DaemonArgs) -> Facts<'_> {
-        let status = admin::ask(&args.admin_socket).await.map_err(|error| format!("{error:#}"));
+        let status = admin::ask(&args.admin_socket, Some(0)).await.map_err(|error| format!("{error:#}"));
         let env = env_file::read(&args.subnet_file).map_err(|error| error.to_string());
         let host = host::read().unwrap_or_default();
         let (store, snapshot) = match store::client(&args.etcd, &args.builtin.data_dir) {

@@ -1,6 +1,7 @@
 //! Whether every peer is reached through the fabric, with small packets and with
 //! the largest that containers may send.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -12,7 +13,10 @@ use crate::model::Family;
 
 pub(super) const NAME: &str = "peers";
 /// So many are named one by one.
-const NAMED: usize = 20;
+const NAMED: usize = 10;
+/// So many nodes that are not reached through the fabric are asked outside of it:
+/// more could fill the table of neighbours, where they share our network.
+const OUTER: usize = 256;
 
 /// One peer in one family.
 struct Path {
@@ -51,30 +55,35 @@ struct Look {
     path: Path,
     small: bool,
     large: bool,
-    outer: bool,
+    /// Where its node was asked.
+    outer: Option<bool>,
 }
 
 fn look(paths: Vec<Path>, mtu: u32) -> std::io::Result<Vec<Look>> {
     let mut looked: Vec<_> =
-        paths.into_iter().map(|path| Look { path, small: false, large: false, outer: false }).collect();
+        paths.into_iter().map(|path| Look { path, small: false, large: false, outer: None }).collect();
     let small = send(&looked, |look| Some(Probe { target: look.path.inner, size: SMALL }))?;
-    looked.iter_mut().zip(small).for_each(|(look, answered)| look.small = answered);
+    looked.iter_mut().zip(small).for_each(|(look, answered)| look.small = answered == Some(true));
     // Each further one only where it says something more.
     let large = send(&looked, |look| look.small.then_some(Probe { target: look.path.inner, size: mtu }))?;
-    let outer =
-        send(&looked, |look| Some(Probe { target: look.path.outer.filter(|_| !look.small)?, size: SMALL }))?;
+    let silent: BTreeSet<_> =
+        looked.iter().filter(|look| !look.small).filter_map(|look| look.path.outer).take(OUTER).collect();
+    let outer = send(&looked, |look| {
+        let outer = look.path.outer.filter(|outer| !look.small && silent.contains(outer))?;
+        Some(Probe { target: outer, size: SMALL })
+    })?;
     for (look, (large, outer)) in looked.iter_mut().zip(large.into_iter().zip(outer)) {
-        (look.large, look.outer) = (large, outer);
+        (look.large, look.outer) = (large == Some(true), outer);
     }
     Ok(looked)
 }
 
 /// Whether each was answered that a probe goes to.
-fn send(looked: &[Look], probe: impl Fn(&Look) -> Option<Probe>) -> std::io::Result<Vec<bool>> {
+fn send(looked: &[Look], probe: impl Fn(&Look) -> Option<Probe>) -> std::io::Result<Vec<Option<bool>>> {
     let probes: Vec<_> = looked.iter().map(probe).collect();
     let sent: Vec<_> = probes.iter().copied().flatten().collect();
     let mut results = answered(&sent)?.into_iter();
-    Ok(probes.iter().map(|probe| probe.is_some() && results.next().unwrap_or(false)).collect())
+    Ok(probes.iter().map(|probe| probe.and_then(|_| results.next())).collect())
 }
 
 fn judge(check: &mut Check, looked: &[Look], fabric: &Fabric, mtu: u32) {
@@ -85,39 +94,58 @@ fn judge(check: &mut Check, looked: &[Look], fabric: &Fabric, mtu: u32) {
     };
     check.seen = match reached {
         0 => "none has a container yet".to_owned(),
-        n => format!("{n} of {} answer through the fabric{also}", looked.len()),
+        n => format!("{n} of {} subnets answer through the fabric{also}", looked.len()),
     };
-    let tunnel = fabric.backend.encapsulation();
     let cut = "containers here and there do not reach each other";
-    for look in looked.iter().filter(|look| !look.small || !look.large).take(NAMED) {
-        let Look { path: Path { net, inner, outer }, small, outer: outer_answers, .. } = look;
-        let node = outer.map_or_else(String::new, |outer| format!(" at {outer}"));
-        match (small, outer_answers, tunnel) {
-            (true, ..) => check.problem(
-                format!("{net}{node} answers small packets, and none of {mtu} bytes"),
-                "something on the way takes less than the uplink's MTU: connections open and then hang",
-                "find the smallest MTU on the way (tracepath -n to the node) and set it on the uplinks, or as `MTU` in the config's Backend",
-            ),
-            (false, true, Some(tunnel)) => check.problem(
-                format!("{net}{node}: {inner} does not answer through the tunnel, the node itself does"),
-                cut,
-                format!(
-                    "see that UDP port {} is let through here, there and between (firewalls, security groups); then `weft doctor` there",
-                    tunnel.port
-                ),
-            ),
-            // The bridge that would answer comes with the first container.
-            (false, true, None) => {}
-            (false, false, _) => check.problem(
-                format!("{net}{node} does not answer at all"),
-                cut,
-                "if the node is gone for good, release its lease (weft leases release); else see to the node and the way there",
-            ),
+    let mut tell = |is: &dyn Fn(&Look) -> bool, does: &str, why: &str, cure: &str| {
+        let those: Vec<_> = looked.iter().filter(|look| is(look)).map(|look| &look.path).collect();
+        if !those.is_empty() {
+            let count = format!("{} of {} subnets", those.len(), looked.len());
+            check.problem(format!("{count} {does}: {}", first(&those)), why, cure);
         }
+    };
+    tell(
+        &|look| look.small && !look.large,
+        &format!("answer small packets, and none of {mtu} bytes"),
+        "something on the way takes less than the uplink's MTU: connections open and then hang",
+        "find the smallest MTU on the way (tracepath -n to the node) and set it on the uplinks, or as `MTU` in the config's Backend",
+    );
+    // Without a tunnel, the bridge that would answer comes with the first container.
+    if let Some(tunnel) = fabric.backend.encapsulation() {
+        tell(
+            &|look| !look.small && look.outer == Some(true),
+            "do not answer through the tunnel, though their nodes answer",
+            cut,
+            &format!(
+                "see that UDP port {} is let through here, there and between (firewalls, security groups); then `weft doctor` there",
+                tunnel.port
+            ),
+        );
     }
-    let unnamed = looked.iter().filter(|look| !look.small && !look.outer).count().saturating_sub(NAMED);
-    if unnamed > 0 {
-        check.problem(format!("{unnamed} more do not answer"), cut, "begin with those that are named");
+    let gone = "if a node is gone for good, release its lease (weft leases release); else see to it and to the way there";
+    let cure = match reached == 0 && looked.len() > 1 {
+        true => format!("begin with this node's own way out, since nobody answers it; {gone}"),
+        false => gone.to_owned(),
+    };
+    tell(&|look| !look.small && look.outer == Some(false), "do not answer, nor do their nodes", cut, &cure);
+    tell(
+        &|look| !look.small && look.outer.is_none(),
+        &format!("do not answer either; after {OUTER} nodes no more were asked"),
+        cut,
+        "begin with those that are named before",
+    );
+}
+
+/// The first ten by name, the others by number.
+fn first(paths: &[&Path]) -> String {
+    let name = |path: &&Path| match path.outer {
+        Some(outer) => format!("{} at {outer}", path.net),
+        None => path.net.to_string(),
+    };
+    let named: Vec<_> = paths.iter().take(NAMED).map(name).collect();
+    match paths.len().saturating_sub(NAMED) {
+        0 => named.join(", "),
+        more => format!("{}, … and {more} more", named.join(", ")),
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::printable;
-use super::text;
+use super::{PEERS, facts, peers};
 use crate::daemon::admin;
-use crate::daemon::status::Status;
+use crate::daemon::status::{PeerCount, Status};
 
 /// Until Ctrl-C, or until nobody reads it any more. A daemon that does not answer
 /// is told of and waited for.
@@ -21,9 +21,10 @@ pub async fn run(socket: &Path, interval: Duration, json: bool) -> anyhow::Resul
             _ = &mut interrupt => return Ok(()),
             _ = ticks.tick() => {}
         }
-        let shown = match admin::ask(socket).await {
+        let take = if json { None } else { Some(screen.rows().unwrap_or(PEERS)) };
+        let shown = match admin::ask(socket, take).await {
             Ok(status) if json => screen.always(&serde_json::to_string(&status)?),
-            Ok(status) if screen.terminal => screen.redraw(&text(&status)),
+            Ok(status) if screen.terminal => screen.redraw(&screen.text(&status)),
             Ok(status) => screen.line(&summary(&status)),
             Err(error) if json => {
                 screen.always(&serde_json::json!({"error": format!("{error:#}")}).to_string())
@@ -58,12 +59,24 @@ impl Screen {
         self.always(line)
     }
 
+    /// As much of the peers as there is room for.
+    fn text(&self, status: &Status) -> String {
+        let facts = facts(status);
+        // An empty line, the count, a header, what is left out, and the cursor.
+        let taken = facts.lines().count() + 5;
+        facts + &peers(status, self.rows().unwrap_or(PEERS).saturating_sub(taken))
+    }
+
+    fn rows(&self) -> Option<usize> {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok().filter(|_| self.terminal)?;
+        Some(usize::from(size.ws_row.max(2)))
+    }
+
     /// In one write and without clearing first, so that nothing flickers: home,
     /// each line and the rest of the old one away, then what is below.
     fn redraw(&mut self, text: &str) -> io::Result<()> {
-        let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(24, |size| size.ws_row.max(2));
-        let lines: String =
-            text.lines().take(usize::from(rows) - 1).map(|line| format!("{line}\x1b[K\n")).collect();
+        let rows = self.rows().unwrap_or(24);
+        let lines: String = text.lines().take(rows - 1).map(|line| format!("{line}\x1b[K\n")).collect();
         let mut out = io::stdout().lock();
         out.write_all(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
         out.flush()
@@ -72,14 +85,11 @@ impl Screen {
 
 /// What a person would want to be told of when it changes.
 fn summary(status: &Status) -> String {
-    let peers = &status.peers;
-    let missing = peers.iter().filter(|peer| !peer.missing.is_empty()).count();
-    let left_out = peers.iter().filter(|peer| peer.rejected.is_some()).count();
+    let PeerCount { total, missing, left_out, .. } = status.peer_count;
     let mood = status.trouble().map_or_else(|| "healthy".to_owned(), |trouble| printable(&trouble));
     format!(
-        "{} | {} peers, {missing} missing in the kernel, {left_out} left out | {} repairs | {mood}",
+        "{} | {total} peers, {missing} missing in the kernel, {left_out} left out | {} repairs | {mood}",
         status.lease.subnets.join(", "),
-        peers.len(),
         status.kernel.repairs,
     )
 }

@@ -1,12 +1,17 @@
 //! What the daemon says of itself: the answer to `weft status`.
 
+mod peers;
 mod source;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use peers::{Query, Survey};
 pub use source::{Loops, StatusSource};
+
+/// So many of what can be many, such as bad records, are told one by one.
+pub const TOLD: usize = 100;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -28,7 +33,24 @@ pub struct Status {
     pub traffic: Option<String>,
     #[serde(default)]
     pub guard: GuardStatus,
+    #[serde(default)]
+    pub peer_count: PeerCount,
+    /// Those asked for.
     pub peers: Vec<PeerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PeerCount {
+    pub total: usize,
+    /// Lack something in the kernel.
+    pub missing: usize,
+    /// Left out, each for a reason.
+    pub left_out: usize,
+    /// Match what was asked for.
+    pub found: usize,
+    /// A letter for each, by subnet: `o` for one that is as it should be, `m` for
+    /// one that lacks something, `l` for one that is left out.
+    pub map: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -80,8 +102,10 @@ pub struct StoreStatus {
     /// Times that it came back.
     #[serde(default)]
     pub resumes: u64,
-    /// Records that do not parse, as `<key>: <reason>`.
+    /// Records that do not parse, the first `TOLD`, as `<key>: <reason>`.
     pub bad_records: Vec<String>,
+    #[serde(default)]
+    pub bad_record_count: usize,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -104,11 +128,15 @@ pub struct KernelStatus {
     /// The newest repairs, the newest first.
     #[serde(default)]
     pub recent: Vec<RepairStatus>,
-    /// What something else undoes again and again.
+    /// What something else undoes again and again, the first `TOLD`.
     #[serde(default)]
     pub fights: Vec<FightStatus>,
-    /// What the kernel refused, with cause and way out.
+    #[serde(default)]
+    pub fight_count: usize,
+    /// What the kernel refused, the first `TOLD`, with cause and way out.
     pub failures: Vec<String>,
+    #[serde(default)]
+    pub failure_count: usize,
 }
 
 /// Who may send encapsulated packets here.
@@ -167,9 +195,9 @@ impl Status {
         if let Some(trouble) = &self.node.trouble {
             return Some(format!("uplink: {trouble}"));
         }
-        let missing = self.peers.iter().filter(|peer| !peer.missing.is_empty()).count();
+        let PeerCount { missing, total, .. } = self.peer_count;
         if missing > 0 {
-            return Some(format!("{missing} of {} peers lack something in the kernel", self.peers.len()));
+            return Some(format!("{missing} of {total} peers lack something in the kernel"));
         }
         if self.traffic.is_some() {
             return self.traffic.clone();

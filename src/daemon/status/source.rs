@@ -1,22 +1,22 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use tokio::sync::watch;
 
+use super::peers::subnets;
 use super::{
-    FightStatus, GuardStatus, KernelStatus, LeaseStatus, NodeStatus, PeerStatus, ProcessStatus, RepairStatus,
-    Status, StoreStatus,
+    FightStatus, GuardStatus, KernelStatus, LeaseStatus, NodeStatus, ProcessStatus, RepairStatus, Status,
+    StoreStatus, Survey, TOLD,
 };
-use crate::backends::{Backend, Peers};
+use crate::backends::Backend;
 use crate::daemon::guard::GuardState;
 use crate::daemon::health::Health;
 use crate::daemon::join::Joined;
 use crate::daemon::leases::Leases;
 use crate::daemon::process::Process;
-use crate::model::{LeaseAttrs, NetworkConfig, SubnetKey};
-use crate::reconciler::{Fight, Handle, Repair, Snapshot, State};
+use crate::model::NetworkConfig;
+use crate::reconciler::{Fight, Handle, Repair, State};
 
 /// Where an answer comes from.
 #[derive(Debug)]
@@ -64,23 +64,25 @@ impl StatusSource {
     }
 
     /// As it was after the last pass.
-    pub fn reconciler(&self) -> State {
-        self.reconciler.state().borrow().clone()
+    pub fn reconciler(&self) -> watch::Receiver<State> {
+        self.reconciler.state()
     }
 
-    /// With a fresh look at the kernel.
-    pub async fn status(&self) -> anyhow::Result<Status> {
-        let seen = self.reconciler.observe().await.context("the reconciler has stopped")??;
+    /// How all peers fare, by a fresh look at the kernel or by what is known of it.
+    pub async fn survey(&self, afresh: bool) -> anyhow::Result<Survey> {
+        let seen = match afresh {
+            true => self.reconciler.observe().await,
+            false => self.reconciler.recall().await,
+        };
+        let seen = seen.context("the reconciler has stopped")??;
         let state = self.reconciler();
-        let node = &seen.inputs.node;
-        let mut rejected: BTreeMap<SubnetKey, Vec<&str>> = BTreeMap::new();
-        for peer in &state.rejected {
-            rejected.entry(peer.key).or_default().push(&peer.reason);
-        }
-        let peers = seen.inputs.peers.iter().map(|(key, attrs)| {
-            self.peer(&seen, *key, attrs, rejected.get(key).map(|reasons| reasons.join("; ")))
-        });
-        Ok(Status {
+        Ok(Survey::new(seen, &state.borrow().rejected, self.backend.clone()))
+    }
+
+    /// All but the peers.
+    pub fn status(&self, survey: &Survey) -> Status {
+        let node = survey.node();
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: process(),
             health: self.health.status(),
@@ -94,11 +96,12 @@ impl StatusSource {
             mtu: self.backend.mtu(node),
             networks: self.network.pools.iter().map(|(_, pool)| pool.network.to_string()).collect(),
             store: self.store(),
-            kernel: kernel(&state, &seen),
+            kernel: kernel(&self.reconciler().borrow(), survey),
             traffic: self.traffic_trouble(),
-            guard: guard(&self.guard()),
-            peers: peers.collect(),
-        })
+            guard: guard(self.guard()),
+            peer_count: survey.count(),
+            peers: Vec::new(),
+        }
     }
 
     fn lease(&self) -> LeaseStatus {
@@ -123,49 +126,25 @@ impl StatusSource {
             resumes: facts.resumes,
             name: self.store.clone(),
             connected: table.connected(),
-            bad_records: table.bad().map(|bad| format!("{}: {}", bad.key, bad.reason)).collect(),
-        }
-    }
-
-    fn peer(
-        &self,
-        seen: &Snapshot,
-        key: SubnetKey,
-        attrs: &LeaseAttrs,
-        rejected: Option<String>,
-    ) -> PeerStatus {
-        let inputs = &seen.inputs;
-        let foreign = (attrs.backend_type != self.backend.kind()).then(|| {
-            format!("its backend is {:?}, this node's {:?}", attrs.backend_type, self.backend.kind())
-        });
-        let alone = Peers::from([(key, attrs.clone())]);
-        let (desired, _) = self.backend.desired(&inputs.node, &inputs.identity, &inputs.own, &alone);
-        // Where it was left out for another peer's sake, its state is not wanted.
-        let missing = match rejected {
-            Some(_) => Vec::new(),
-            None => desired.missing_from(&seen.observed),
-        };
-        PeerStatus {
-            subnets: subnets(&key),
-            public_ips: attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
-            backend: attrs.backend_type.to_string(),
-            rejected: rejected.or(foreign),
-            missing,
+            bad_records: table.bad().take(TOLD).map(|bad| format!("{}: {}", bad.key, bad.reason)).collect(),
+            bad_record_count: table.bad_count(),
         }
     }
 }
 
-fn kernel(state: &State, seen: &Snapshot) -> KernelStatus {
+fn kernel(state: &State, survey: &Survey) -> KernelStatus {
     KernelStatus {
-        synced: state.synced && seen.desired.missing_from(&seen.observed).is_empty(),
+        synced: state.synced && survey.is_whole(),
         changes: state.ops.values().sum(),
         repairs: state.healing.total(),
         operations: state.ops.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         repaired: state.healing.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         recent: state.healing.recent.iter().rev().map(repair).collect(),
-        fights: state.healing.fights.iter().map(fight).collect(),
+        fights: state.healing.fights.iter().take(TOLD).map(fight).collect(),
+        fight_count: state.healing.fights.len(),
         last_pass: state.last.and_then(seconds_since),
-        failures: state.failed.clone(),
+        failures: state.failed.iter().take(TOLD).cloned().collect(),
+        failure_count: state.failed.len(),
     }
 }
 
@@ -183,8 +162,7 @@ fn fight(fight: &Fight) -> FightStatus {
     }
 }
 
-fn guard(state: &GuardState) -> GuardStatus {
-    let GuardState { admitted, dropped, trouble } = state.clone();
+fn guard(GuardState { admitted, dropped, trouble }: GuardState) -> GuardStatus {
     GuardStatus { admitted, dropped, trouble }
 }
 
@@ -195,8 +173,4 @@ fn process() -> ProcessStatus {
 
 fn seconds_since(at: SystemTime) -> Option<u64> {
     at.elapsed().ok().map(|elapsed| elapsed.as_secs())
-}
-
-fn subnets(key: &SubnetKey) -> Vec<String> {
-    key.nets().map(|(_, net)| net.to_string()).collect()
 }

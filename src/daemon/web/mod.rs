@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS,
 };
@@ -19,16 +20,20 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use hyper::body::Bytes;
+use futures_util::{StreamExt, stream};
 use tokio::sync::Mutex;
 
 use super::health::{self, Health};
+use super::memory;
 use super::metrics::{self, Sample};
-use super::status::StatusSource;
+use super::status::{self, StatusSource, Survey};
 
-/// An answer is good for so long: any number of browsers cost one look at the
-/// kernel a second.
+/// A survey is good for so long: any number of browsers cost one a second.
 const FRESH: Duration = Duration::from_secs(1);
+/// Peers in one answer to a browser, at the most.
+const MAX_PAGE: usize = 500;
+/// Peers that are written at a time where all are asked for.
+const PART: usize = 250;
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce of its style and script belongs.
 const NONCE: &str = "NONCE";
@@ -39,12 +44,12 @@ pub struct Site {
     health: Arc<Health>,
     /// Set when the node has joined.
     source: OnceLock<StatusSource>,
-    answer: Mutex<Option<(Instant, Bytes)>>,
+    recent: Mutex<Option<(Instant, Arc<Survey>)>>,
 }
 
 impl Site {
     pub fn new(health: Arc<Health>) -> Arc<Site> {
-        Arc::new(Site { health, source: OnceLock::new(), answer: Mutex::new(None) })
+        Arc::new(Site { health, source: OnceLock::new(), recent: Mutex::new(None) })
     }
 
     /// There is something to tell now. Called once.
@@ -57,28 +62,56 @@ impl Site {
         self.source.get().with_context(why)
     }
 
-    async fn fresh(&self) -> anyhow::Result<Bytes> {
-        let status = self.source()?.status().await?;
-        Ok(serde_json::to_vec(&status)?.into())
+    async fn fresh(&self) -> anyhow::Result<Arc<Survey>> {
+        let survey = self.source()?.survey(true).await?;
+        // For a moment there were two pictures of the kernel.
+        memory::give_back();
+        Ok(Arc::new(survey))
     }
 
-    /// One asks the kernel, whoever comes meanwhile waits for that answer.
-    async fn recent(&self) -> anyhow::Result<Bytes> {
-        let mut answer = self.answer.lock().await;
-        if let Some((at, body)) = &*answer
+    /// By what the reconciler knows. One asks it, whoever comes meanwhile waits for
+    /// that answer.
+    async fn recent(&self) -> anyhow::Result<Arc<Survey>> {
+        let mut recent = self.recent.lock().await;
+        if let Some((at, survey)) = &*recent
             && at.elapsed() < FRESH
         {
-            return Ok(body.clone());
+            return Ok(survey.clone());
         }
-        let body = self.fresh().await?;
-        *answer = Some((Instant::now(), body.clone()));
-        Ok(body)
+        let survey = Arc::new(self.source()?.survey(false).await?);
+        *recent = Some((Instant::now(), survey.clone()));
+        Ok(survey)
+    }
+
+    /// The status as JSON. All peers are written as they are read, so that none of
+    /// it ever lies in memory whole.
+    fn answer(&self, survey: Arc<Survey>, query: &status::Query) -> anyhow::Result<Body> {
+        let mut status = self.source()?.status(&survey);
+        if let Some(take) = query.take {
+            (status.peers, status.peer_count.found) = survey.page(query, take.min(MAX_PAGE));
+            status.peer_count.map = survey.map();
+            return Ok(serde_json::to_vec(&status)?.into());
+        }
+        let total = status.peer_count.total;
+        status.peer_count.found = total;
+        let json = serde_json::to_string(&status)?;
+        let head = json.strip_suffix("]}").context("peers are not what a status ends with")?.to_owned();
+        let parts = (0..total).step_by(PART).map(move |from| {
+            let peers = survey.part(from..from + PART);
+            let peers: Vec<_> = peers.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+            let comma = if from == 0 { "" } else { "," };
+            Ok(format!("{comma}{}", peers.join(",")))
+        });
+        let ends = |text: String| stream::iter([Ok::<_, serde_json::Error>(text)]);
+        Ok(Body::from_stream(ends(head).chain(stream::iter(parts)).chain(ends("]}".to_owned()))))
     }
 }
 
-/// For the admin socket.
+/// For the admin socket, which alone has `/status`: its looks at the kernel are
+/// root's to ask for.
 pub fn router(site: Arc<Site>) -> Router {
-    for_all(site.clone()).merge(for_this_host(site))
+    let afresh = Router::new().route("/status", get(status)).with_state(site.clone());
+    for_all(site.clone()).merge(for_this_host(site)).merge(afresh)
 }
 
 /// For a TCP listener, which tells who asks (`ConnectInfo`).
@@ -95,11 +128,7 @@ fn for_all(site: Arc<Site>) -> Router {
 }
 
 fn for_this_host(site: Arc<Site>) -> Router {
-    Router::new()
-        .route("/", get(page))
-        .route("/status", get(status))
-        .route("/status.json", get(recent_status))
-        .with_state(site)
+    Router::new().route("/", get(page)).route("/status.json", get(recent_status)).with_state(site)
 }
 
 async fn metrics(State(site): State<Arc<Site>>) -> Response {
@@ -112,15 +141,15 @@ async fn metrics(State(site): State<Arc<Site>>) -> Response {
     }
 }
 
-async fn status(State(site): State<Arc<Site>>) -> Response {
-    json(site.fresh().await)
+async fn status(State(site): State<Arc<Site>>, Query(query): Query<status::Query>) -> Response {
+    json(site.fresh().await.and_then(|survey| site.answer(survey, &query)))
 }
 
-async fn recent_status(State(site): State<Arc<Site>>) -> Response {
-    json(site.recent().await)
+async fn recent_status(State(site): State<Arc<Site>>, Query(query): Query<status::Query>) -> Response {
+    json(site.recent().await.and_then(|survey| site.answer(survey, &query)))
 }
 
-fn json(body: anyhow::Result<Bytes>) -> Response {
+fn json(body: anyhow::Result<Body>) -> Response {
     let headers = [
         (CONTENT_TYPE, "application/json"),
         (CACHE_CONTROL, "no-store"),
