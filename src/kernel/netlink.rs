@@ -102,6 +102,8 @@ pub struct Connection {
     sequence: u32,
     time_limit: Duration,
     undecodable: u64,
+    /// Never filled with zeros, which would make the kernel hand out all its pages:
+    /// most sockets of the plugin hear a few hundred bytes.
     buffer: Vec<u8>,
 }
 
@@ -124,7 +126,7 @@ impl Connection {
                 sequence: 0,
                 time_limit: TIME_LIMIT,
                 undecodable: 0,
-                buffer: vec![0; RECV_BYTES],
+                buffer: Vec::with_capacity(RECV_BYTES),
             })
             .map_err(|e| Cause::from(e).of("netlink socket"))
     }
@@ -266,8 +268,8 @@ impl Connection {
     /// none comes in time.
     fn receive(&mut self, awaited: impl FnOnce() -> String) -> Result<&[u8], Cause> {
         loop {
-            let received =
-                retry_on_signal(|| self.socket.recv_from(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC));
+            self.buffer.clear();
+            let received = retry_on_signal(|| self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC));
             let (length, sender) = match received {
                 Ok(received) => received,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
