@@ -5,6 +5,7 @@
 mod bandwidth;
 mod bridge;
 mod chain;
+mod files;
 mod firewall;
 mod flannel;
 #[cfg(any(test, feature = "fuzz"))]

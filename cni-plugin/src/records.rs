@@ -1,11 +1,11 @@
 //! A directory of small files, one for each thing to undo. It stands below /run:
 //! what it tells of does not outlive a boot either.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
+use crate::files;
 use crate::protocol::error::{Error, Result};
 
 const SUFFIX: &str = ".json";
@@ -20,21 +20,10 @@ impl Records {
 
     /// Whole or not at all. `name` has no path separators.
     pub fn put(&self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.path(name);
-        let write = || {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
-            let temporary = self.0.join(format!(".{name}{SUFFIX}"));
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?
-                .write_all(content)?;
-            fs::rename(&temporary, &path)
-        };
-        // A sweep of another network's may take the temporary file away, once.
-        write().or_else(|_| write()).map_err(|e| Error::io("write", &path, &e))
+        let (path, aside) = (self.path(name), self.0.join(format!(".{name}{SUFFIX}")));
+        // A sweep of another network's may take the file aside away, once.
+        files::within(&self.0, 0o700, || files::replace(&path, &aside, content))
+            .map_err(|e| Error::io("write", &path, &e))
     }
 
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
@@ -47,7 +36,7 @@ impl Records {
     }
 
     pub fn remove(&self, name: &str) -> Result<()> {
-        remove(&self.path(name))
+        files::remove(&self.path(name))
     }
 
     /// The names of all.
@@ -59,7 +48,7 @@ impl Records {
     /// Remove what killed writers left.
     pub fn sweep(&self) -> Result<()> {
         let left = self.files()?.into_iter().filter(|name| name.starts_with('.') && name.ends_with(SUFFIX));
-        left.into_iter().try_for_each(|name| remove(&self.0.join(name)))
+        left.into_iter().try_for_each(|name| files::remove(&self.0.join(name)))
     }
 
     fn files(&self) -> Result<Vec<String>> {
@@ -74,12 +63,5 @@ impl Records {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}{SUFFIX}"))
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
-        _ => Ok(()),
     }
 }

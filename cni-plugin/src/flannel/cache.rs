@@ -8,12 +8,13 @@
 //! a hard link to the newest. flannel's plugin put back in place finds what it
 //! looks for, and whose file that is shows in the inode.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::chain::{Site, Valid};
+use crate::files::{self, remove};
 use crate::identity;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::{Error, Result};
@@ -39,14 +40,8 @@ impl Cache {
         self.own.exists() || self.flannel.exists()
     }
 
-    /// Whole or not at all, but not flushed to disk: what a power loss takes, it
-    /// takes together with the containers, and DEL works without it.
+    /// Whole or not at all, though a power loss may take it: DEL works without.
     pub fn save(&self, delegate: &Conf) -> Result<()> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(|e| Error::io("create directory", &self.dir, &e))?;
         let temporary = self.temporary();
         let write = || {
             // A second name of the file in place, left by a crash, must not be
@@ -58,7 +53,7 @@ impl Cache {
             fs::hard_link(&self.own, &temporary)?;
             fs::rename(&temporary, &self.flannel)
         };
-        write().map_err(|e| Error::io("save config", &self.own, &e))
+        files::within(&self.dir, 0o700, write).map_err(|e| Error::io("save config", &self.own, &e))
     }
 
     /// What ADD saved. A file that cannot be used counts as none: what DEL needs
@@ -137,11 +132,4 @@ fn inode(path: &Path) -> Option<u64> {
 
 fn network_of(path: &Path) -> Option<String> {
     Some(Conf::parse(&fs::read(path).ok()?, "").ok()?.network)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
-        _ => Ok(()),
-    }
 }

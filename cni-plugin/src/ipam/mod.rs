@@ -20,7 +20,6 @@ use crate::protocol::exec::{self, Program};
 use crate::protocol::fields::Fields;
 use crate::protocol::request::{Command, Request, parse_address};
 use crate::protocol::result::{Attachment, Dns, IpConfig, Route};
-use boot::Boot;
 use ranges::RangeSet;
 use store::{Owner, Store};
 
@@ -186,8 +185,8 @@ impl<'a> HostLocal<'a> {
         let routes = parse_routes(&self.ipam, "ipam.routes")?;
         let owner = owner(request);
         let store = Store::open(&self.dir)?;
-        if let Some(boot) = Boot::current() {
-            store.forget_earlier_boots(&boot)?;
+        if let Some(boot) = boot::id() {
+            store.forget_earlier_boots(&boot, boot::began)?;
         }
         let mut ips = Vec::new();
         if let Err(e) = self.allocate(&store, &owner, fresh, &mut ips) {

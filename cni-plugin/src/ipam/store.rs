@@ -7,16 +7,16 @@
 //! count as free: whoever holds the lock knows that nobody is writing them.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::boot::Boot;
 use super::ranges::{Range, RangeSet};
+use crate::files;
 use crate::protocol::error::{Error, Result};
 use crate::protocol::request::is_identifier;
 
@@ -41,14 +41,9 @@ pub struct Owner {
 impl Store {
     /// Waits for the lock.
     pub fn open(dir: &Path) -> Result<Store> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(dir)
-            .map_err(|e| Error::io("create directory", dir, &e))?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o750).open(&path);
-        let lock = lock.map_err(|e| Error::io("open", &path, &e))?;
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o750).open(&path);
+        let lock = files::within(dir, 0o755, open).map_err(|e| Error::io("open", &path, &e))?;
         loop {
             match flock(&lock, FlockOperation::LockExclusive) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -140,17 +135,22 @@ impl Store {
         self.list()?.into_iter().filter(stale).try_for_each(|ip| self.remove(ip))
     }
 
-    /// Once a boot: release what was reserved before it, since nothing that was
-    /// then is there still. Also where another host-local wrote it.
-    pub fn forget_earlier_boots(&self, boot: &Boot) -> Result<()> {
+    /// Once a boot: release what was reserved before it `began`, since nothing that
+    /// was then is there still. Also where another host-local wrote it.
+    pub fn forget_earlier_boots(
+        &self,
+        boot_id: &str,
+        began: impl FnOnce() -> Option<SystemTime>,
+    ) -> Result<()> {
         let marker = self.dir.join(BOOT);
-        if fs::read_to_string(&marker).is_ok_and(|id| id == boot.id) {
+        if fs::read_to_string(&marker).is_ok_and(|id| id == boot_id) {
             return Ok(());
         }
+        let Some(began) = began() else { return Ok(()) };
         let written = |ip: &IpAddr| fs::metadata(self.path(*ip)).and_then(|file| file.modified());
-        let earlier = |ip: &IpAddr| written(ip).is_ok_and(|time| time < boot.began);
+        let earlier = |ip: &IpAddr| written(ip).is_ok_and(|time| time < began);
         self.list()?.into_iter().filter(earlier).try_for_each(|ip| self.remove(ip))?;
-        self.replace(&marker, boot.id.as_bytes())
+        self.replace(&marker, boot_id.as_bytes())
     }
 
     fn last_reserved(&self, set_index: usize) -> Option<IpAddr> {
@@ -175,26 +175,12 @@ impl Store {
     /// Write aside, then put in place. A name that is taken is overwritten,
     /// hence callers look first; the lock keeps everybody else out.
     fn replace(&self, path: &Path, content: &[u8]) -> Result<()> {
-        let temporary = self.dir.join(TEMPORARY);
-        let write = || {
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?
-                .write_all(content)?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(|e| Error::io("write", path, &e))
+        let aside = self.dir.join(TEMPORARY);
+        files::replace(path, &aside, content).map_err(|e| Error::io("write", path, &e))
     }
 
     fn remove(&self, ip: IpAddr) -> Result<()> {
-        let path = self.path(ip);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path, &e)),
-            _ => Ok(()),
-        }
+        files::remove(&self.path(ip))
     }
 
     fn path(&self, ip: IpAddr) -> PathBuf {
@@ -225,7 +211,7 @@ fn is_torn(content: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use proptest::prelude::*;
     use serde_json::json;
@@ -316,19 +302,18 @@ mod tests {
             File::open(store.path(ip)).and_then(|file| file.set_modified(at)).map_err(Error::internal)?;
             Ok(ip)
         };
-        let boot = |id: &str, began| Boot { id: id.into(), began };
 
         // Taken over in mid-flight: what is of this boot stays, whoever wrote it.
         reserve(2, began - second)?;
         let live = reserve(3, began)?;
-        store.forget_earlier_boots(&boot("one", began))?;
+        store.forget_earlier_boots("one", || Some(began))?;
         assert_eq!(store.list()?, HashSet::from([live]));
         // The clock is set right: all that is there looks older than the boot.
-        store.forget_earlier_boots(&boot("one", began + minute))?;
+        store.forget_earlier_boots("one", || Some(began + minute))?;
         assert_eq!(store.list()?, HashSet::from([live]));
         // The machine was started again, and another plugin was here first.
         let live = reserve(4, began + minute)?;
-        store.forget_earlier_boots(&boot("two", began + minute))?;
+        store.forget_earlier_boots("two", || Some(began + minute))?;
         assert_eq!(store.list()?, HashSet::from([live]));
         Ok(())
     }
