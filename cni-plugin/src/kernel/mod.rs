@@ -7,9 +7,11 @@ pub mod settings;
 pub mod tc;
 pub mod vlan;
 
-use std::fs;
+use std::fs::File;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE};
@@ -198,6 +200,19 @@ impl Kernel {
         self.set_flags(name, LinkFlags::Up)
     }
 
+    /// Nothing passes any more. It may be gone already.
+    pub fn stop(&mut self, index: u32) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.change_mask = LinkFlags::Up;
+        match self.0.request(change_link(message)) {
+            Err(cause) if cause.errno() != Some(libc::ENODEV) => {
+                Err(cause.of(format!("link number {index} down")).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn set_promiscuous(&mut self, name: IfName) -> Result<()> {
         self.set_flags(name, LinkFlags::Promisc)
     }
@@ -307,12 +322,22 @@ impl Kernel {
 /// does not exist: the family is not there.
 pub fn set_sysctl(path: &str, value: &str) -> Result<bool> {
     let path = format!("/proc/sys/net/{path}");
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Ok(now) if now.trim() == value => return Ok(true),
-        _ => {}
+    let reads_so = |file: &File| {
+        let mut now = [0; 16];
+        let length = file.read_at(&mut now, 0)?;
+        io::Result::Ok(now[..length].trim_ascii() == value.as_bytes())
+    };
+    let set = || {
+        let file = File::options().read(true).write(true).open(&path)?;
+        if reads_so(&file)? { Ok(()) } else { file.write_all_at(value.as_bytes(), 0) }
+    };
+    match set() {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        // It need not be writable.
+        Err(_) if File::open(&path).is_ok_and(|file| reads_so(&file).unwrap_or(false)) => Ok(true),
+        Err(e) => Err(Error::io("set sysctl", path.as_ref(), &e)),
     }
-    fs::write(&path, value).map(|()| true).map_err(|e| Error::io("set sysctl", path.as_ref(), &e))
 }
 
 impl From<NetlinkError> for Error {

@@ -19,6 +19,8 @@ const NSFS_MAGIC: u32 = 0x6e73_6673;
 pub struct NetNs {
     path: PathBuf,
     file: File,
+    /// The one the plugin was started in.
+    own: File,
 }
 
 impl NetNs {
@@ -51,8 +53,11 @@ impl NetNs {
             Err(e) => return Err(failed("open", path, &e)),
         };
         let stat = rustix::fs::fstatfs(&file).map_err(|e| failed("look at", path, &e.into()))?;
-        let is_netns = stat.f_type as u32 == NSFS_MAGIC;
-        Ok(is_netns.then(|| NetNs { path: path.to_owned(), file }))
+        if stat.f_type as u32 != NSFS_MAGIC {
+            return Ok(None);
+        }
+        let own = File::open(OWN).map_err(|e| failed("open", Path::new(OWN), &e))?;
+        Ok(Some(NetNs { path: path.to_owned(), file, own }))
     }
 
     /// The number by which the plugin's own is told from others.
@@ -60,23 +65,21 @@ impl NetNs {
         fs::metadata(OWN).map(|own| own.ino()).map_err(|e| failed("look at", Path::new(OWN), &e))
     }
 
-    /// Whether it is the one the plugin was started in.
     fn is_own(&self) -> Result<bool> {
-        let own = fs::metadata(OWN).map_err(|e| failed("look at", Path::new(OWN), &e))?;
+        let own = self.own.metadata().map_err(|e| failed("look at", Path::new(OWN), &e))?;
         let this = self.file.metadata().map_err(|e| failed("look at", &self.path, &e))?;
         Ok((own.dev(), own.ino()) == (this.dev(), this.ino()))
     }
 
     /// Run `f` inside.
     pub fn enter<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let own = File::open(OWN).map_err(|e| failed("open", Path::new(OWN), &e))?;
         let go = |to: &File, path: &Path| {
             move_into_link_name_space(to.as_fd(), Some(LinkNameSpaceType::Network))
                 .map_err(|e| failed("enter", path, &e.into()))
         };
         go(&self.file, &self.path)?;
         let out = f();
-        go(&own, Path::new(OWN))?;
+        go(&self.own, Path::new(OWN))?;
         out
     }
 
