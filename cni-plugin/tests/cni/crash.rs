@@ -52,10 +52,14 @@ fn after_kills_in_the_middle_of_add_and_del_a_gc_leaves_what_is_valid() {
     let pod = node.pod("valid");
     node.add("valid", &pod).result();
     let before = (node.reservations(), node.veths(), node.cache(), spoof_chains(&node));
-    let start = Instant::now();
-    let probe = node.pod("probe");
-    node.add("probe", &probe).result();
-    let usual = start.elapsed();
+    // A slow one would have most kills come too late.
+    let usual = (0..3).map(|n| {
+        let probe = node.pod(&format!("probe{n}"));
+        let start = Instant::now();
+        node.add(probe.name(), &probe).result();
+        start.elapsed()
+    });
+    let usual = usual.min().unwrap();
     let rounds = 60;
     let mut killed = 0;
     let pods: Vec<_> = (0..rounds).map(|round| node.pod(&format!("p{round}"))).collect();
