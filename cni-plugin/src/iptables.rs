@@ -50,12 +50,12 @@ impl Tools {
 
     /// Whether a chain can exist, without running anything: false is certain.
     /// The legacy variant does not tell chains, only tables.
-    pub fn may_have(&self, table: &str, chain: &str) -> Result<bool> {
+    pub fn may_have(&self, nft: &mut Nft, table: &str, chain: &str) -> Result<bool> {
         let legacy = match fs::read_to_string(self.legacy_tables) {
             Ok(names) => names.lines().any(|name| name == table),
             Err(e) => e.kind() != io::ErrorKind::NotFound,
         };
-        Ok(legacy || Nft::open()?.has_chain(nft::Chain { family: self.family, table, name: chain })?)
+        Ok(legacy || nft.has_chain(nft::Chain { family: self.family, table, name: chain })?)
     }
 
     /// The lines that `--list-rules` prints of a table; none where the table

@@ -71,6 +71,7 @@ impl Plugin for Bridge {
         let mut host = Kernel::open()?;
         let end = identity::host_end(&site.network, &request.container_id, request.ifname.as_str())?;
         let end = host.link(end)?.filter(|link| link.is_veth);
+        let rules = self.remove_rules(site, &mut host, end.as_ref());
         let mut known = match NetNs::existing_of(request)? {
             Some(netns) => netns.enter(|| leave(request.ifname, end.as_ref()))?,
             None => Vec::new(),
@@ -84,14 +85,11 @@ impl Plugin for Bridge {
                 known = prev.ips.iter().map(|ip| ip.address.ip()).collect();
             }
         }
-        if self.conf.fields().bool("macspoofchk").unwrap_or(true) {
-            SpoofCheck::of(site).tear_down()?;
-        }
         let released = Ipam::of(&self.conf)?.del(request, prev, &known)?;
-        if self.conf.fields().bool("ipMasq").unwrap_or(true) {
-            Masquerade::of(&site.network, request, Backend::Any).tear_down(&released)?;
+        match self.masquerade(site) {
+            Some(masq) => masq.tear_down_iptables(&released).and(rules),
+            None => rules,
         }
-        Ok(())
     }
 
     fn check(&self, site: &Site, prev: &Attachment) -> Result<()> {
@@ -106,6 +104,27 @@ impl Plugin for Bridge {
 
     fn status(&self) -> Result<()> {
         Ipam::of(&self.conf)?.status()
+    }
+}
+
+impl Bridge {
+    /// Those of nftables, before the link goes: the kernel lets nobody close the
+    /// socket until it has freed them, which it then does while it frees the link.
+    /// But nothing may come from a link whose sender is not checked any more.
+    fn remove_rules(&self, site: &Site, host: &mut Kernel, end: Option<&Link>) -> Result<()> {
+        if self.conf.fields().bool("macspoofchk").unwrap_or(true) {
+            if let Some(end) = end {
+                host.stop(end.index)?;
+            }
+            SpoofCheck::of(site).tear_down()?;
+        }
+        self.masquerade(site).map_or(Ok(()), |masq| masq.tear_down_nftables())
+    }
+
+    /// DEL's, for which any backend may have been named then.
+    fn masquerade<'a>(&self, site: &'a Site) -> Option<Masquerade<'a>> {
+        let masquerades = self.conf.fields().bool("ipMasq").unwrap_or(true);
+        masquerades.then(|| Masquerade::of(&site.network, &site.request, Backend::Any))
     }
 }
 

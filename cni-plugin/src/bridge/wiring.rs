@@ -150,7 +150,7 @@ impl<'a> Wiring<'a> {
     fn undo(&mut self, veth: IfName, attachment: &Attachment) -> Result<()> {
         if let Some(masq) = self.masquerade() {
             let ips: Vec<_> = attachment.ips.iter().map(|ip| ip.address.ip()).collect();
-            let _ = masq.tear_down(&ips);
+            let _ = masq.tear_down_nftables().and(masq.tear_down_iptables(&ips));
         }
         if self.config.checks_mac {
             let _ = SpoofCheck::of(self.site).tear_down();

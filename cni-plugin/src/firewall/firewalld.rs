@@ -14,8 +14,9 @@ const PROGRAM: &str = "firewall-cmd";
 /// takes a good part of a second to say that it is not running.
 pub fn is_running() -> Result<bool> {
     let by_nftables = nft::Chain { family: nft::Family::Inet, table: "firewalld", name: "filter_FORWARD" };
+    let mut nft = Nft::open()?;
     let has_chains =
-        Nft::open()?.has_chain(by_nftables)? || Tools::of(true).may_have("filter", "INPUT_ZONES")?;
+        nft.has_chain(by_nftables)? || Tools::of(true).may_have(&mut nft, "filter", "INPUT_ZONES")?;
     Ok(has_chains && run(PROGRAM, &["--state"], "").is_ok())
 }
 

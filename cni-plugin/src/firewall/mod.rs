@@ -12,6 +12,7 @@ use weft::model::IfName;
 
 use crate::chain::{Plugin, Site, Valid};
 use crate::iptables::Tools;
+use crate::nft::Nft;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::{Code, Error, Result};
 use crate::protocol::fields::Fields;
@@ -159,7 +160,7 @@ fn tear_down(owners: &Owners, owned: &[(IpAddr, Owner)]) -> Result<()> {
         }
     }
     for (tools, addresses) in by_family(&in_chain) {
-        if tools.is_installed() && tools.may_have(TABLE, ACCEPT_CHAIN)? {
+        if tools.is_installed() && tools.may_have(&mut Nft::open()?, TABLE, ACCEPT_CHAIN)? {
             edit(tools, |listing| removals(&addresses, listing))?;
         }
     }

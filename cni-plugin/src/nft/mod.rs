@@ -1,6 +1,6 @@
 //! nf_tables by netlink (linux/netfilter/nf_tables.h): the few kinds of rules
-//! that the plugins need, read and written in a tenth of a millisecond where
-//! running `nft` takes three.
+//! that the plugins need. A transaction takes from 0.05 ms (a host port) to 0.25 ms
+//! (masquerading) where running `nft` takes more than 3 ms.
 
 mod nfta;
 mod rule;
@@ -53,6 +53,7 @@ pub struct Hook {
 /// A rule that stands in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
+    pub chain: String,
     pub handle: u64,
     pub comment: Option<String>,
     pub owner: Option<String>,
@@ -100,13 +101,7 @@ impl Nft {
 
     /// The rules of a chain, in order; none where the chain is not there.
     pub fn rules(&mut self, chain: Chain<'_>) -> Result<Vec<Listed>> {
-        let Ok(connection) = &mut self.0 else { return Ok(Vec::new()) };
-        let question = message(libc::NFT_MSG_GETRULE, chain.family as u8, &rules_of(chain));
-        match connection.dump::<Message>(Request::dump(question)) {
-            Ok(rules) => Ok(rules.iter().filter_map(listed).collect()),
-            Err(cause) if is_absent(&cause) => Ok(Vec::new()),
-            Err(cause) => Err(cause.of(format_args!("rules of {chain}")).into()),
-        }
+        self.list(chain.family, &rules_of(chain), &chain)
     }
 
     /// Let the batch see to it that a chain is there that others jump to, or, with a
@@ -143,15 +138,17 @@ impl Nft {
         self.commit(batch).map_err(|(object, cause)| cause.of(object).into())
     }
 
-    /// Delete the rules of these chains that `is_ours` picks. A rule that
+    /// Delete the rules of these tables that `is_ours` picks. A rule that
     /// another process deletes meanwhile is as good.
-    pub fn delete_rules(&mut self, chains: &[Chain<'_>], is_ours: impl Fn(&Listed) -> bool) -> Result<()> {
+    pub fn delete_rules(&mut self, tables: &[Table<'_>], is_ours: impl Fn(&Listed) -> bool) -> Result<()> {
         let mut tries = 0..DELETE_TRIES;
         loop {
             let mut batch = Batch::default();
-            for chain in chains {
-                for rule in self.rules(*chain)?.iter().filter(|rule| is_ours(rule)) {
-                    batch.delete_rule(*chain, rule.handle);
+            for &Table { family, name: table } in tables {
+                let rules =
+                    self.list(family, &[text(nfta::RULE_TABLE, table)], &Table { family, name: table })?;
+                for rule in rules.iter().filter(|rule| is_ours(rule)) {
+                    batch.delete_rule(Chain { family, table, name: &rule.chain }, rule.handle);
                 }
             }
             match self.commit(&batch) {
@@ -159,6 +156,16 @@ impl Nft {
                 Err((_, cause)) if cause.errno() == Some(libc::ENOENT) && tries.next().is_some() => {}
                 Err((object, cause)) => return Err(cause.of(object).into()),
             }
+        }
+    }
+
+    fn list(&mut self, family: Family, of: &[Attribute], object: &dyn fmt::Display) -> Result<Vec<Listed>> {
+        let Ok(connection) = &mut self.0 else { return Ok(Vec::new()) };
+        let question = message(libc::NFT_MSG_GETRULE, family as u8, of);
+        match connection.dump::<Message>(Request::dump(question)) {
+            Ok(rules) => Ok(rules.iter().filter_map(listed).collect()),
+            Err(cause) if is_absent(&cause) => Ok(Vec::new()),
+            Err(cause) => Err(cause.of(format_args!("rules of {object}")).into()),
         }
     }
 
@@ -258,15 +265,17 @@ fn rules_of(chain: Chain<'_>) -> [Attribute; 2] {
 }
 
 fn listed(message: &Message) -> Option<Listed> {
-    let (mut handle, mut userdata) = (None, &[][..]);
+    let (mut chain, mut handle, mut userdata) = (None, None, &[][..]);
     for (kind, value) in message.attributes() {
         match kind {
+            nfta::RULE_CHAIN => chain = value.strip_suffix(b"\0").map(<[u8]>::to_vec),
             nfta::RULE_HANDLE => handle = value.first_chunk().map(|handle| u64::from_be_bytes(*handle)),
             nfta::RULE_USERDATA => userdata = value,
             _ => {}
         }
     }
     Some(Listed {
+        chain: String::from_utf8(chain?).ok()?,
         handle: handle?,
         comment: find_user_text(userdata, UDATA_COMMENT),
         owner: find_user_text(userdata, UDATA_OWNER),

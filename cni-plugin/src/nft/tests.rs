@@ -149,14 +149,15 @@ fn spoof_check(batch: &mut Batch) {
 fn rules_are_found_and_deleted_by_what_they_carry() {
     let lab = Lab::new("nft-found").unwrap();
     let host = lab.host("node").unwrap();
+    let table = Table { family: Family::Inet, name: "weft" };
     let chain = Chain { family: Family::Inet, table: "weft", name: "some" };
     host.enter(|| {
         let mut nft = Nft::open().unwrap();
         assert_eq!((nft.has_chain(chain).unwrap(), nft.rules(chain).unwrap()), (false, vec![]));
-        nft.delete_rules(&[chain], |_| true).unwrap();
+        nft.delete_rules(&[table], |_| true).unwrap();
 
         let mut batch = Batch::default();
-        batch.table(Table { family: Family::Inet, name: "weft" }, None);
+        batch.table(table, None);
         batch.chain(chain, None);
         let long = "é".repeat(100);
         for rule in [
@@ -181,7 +182,7 @@ fn rules_are_found_and_deleted_by_what_they_carry() {
             ]
         );
 
-        nft.delete_rules(&[chain], |rule| rule.owner.as_deref() == Some("first")).unwrap();
+        nft.delete_rules(&[table], |rule| rule.owner.as_deref() == Some("first")).unwrap();
         assert!(nft.has_chain(chain).unwrap());
     })
     .unwrap();

@@ -7,6 +7,7 @@ use super::config::{Config, Mapping};
 use crate::chain::{Site, Valid};
 use crate::iptables::{Tools, quoted};
 use crate::names;
+use crate::nft::Nft;
 use crate::protocol::error::{Error, Result};
 use crate::protocol::result::Attachment;
 
@@ -67,17 +68,17 @@ pub fn check(config: &Config, site: &Site, address: IpNetwork) -> Result<()> {
     Ok(())
 }
 
-pub fn may_have(site: &Site, v4: bool) -> Result<bool> {
-    Tools::of(v4).may_have(TABLE, &chain(site))
+pub fn may_have(nft: &mut Nft, site: &Site, v4: bool) -> Result<bool> {
+    Tools::of(v4).may_have(nft, TABLE, &chain(site))
 }
 
 /// The chain is named after the container. If it leads to other addresses than
 /// this interface's, then it is another interface's.
-pub fn tear_down(site: &Site, prev: Option<&Attachment>) -> Result<()> {
+pub fn tear_down(nft: &mut Nft, site: &Site, prev: Option<&Attachment>) -> Result<()> {
     let chain = chain(site);
     let ours: Vec<_> = prev.into_iter().flat_map(|prev| &prev.ips).map(|ip| ip.address.ip()).collect();
     for tools in Tools::both() {
-        if !tools.may_have(TABLE, &chain)? {
+        if !tools.may_have(nft, TABLE, &chain)? {
             continue;
         }
         let rules = tools.rules(TABLE);
@@ -97,10 +98,10 @@ pub fn tear_down(site: &Site, prev: Option<&Attachment>) -> Result<()> {
 }
 
 /// A chain does not tell its network, but the comments of the jumps to it do.
-pub fn collect(network: &str, valid: &Valid) -> Result<()> {
+pub fn collect(nft: &mut Nft, network: &str, valid: &Valid) -> Result<()> {
     let valid: Vec<_> = valid.iter().map(|(id, _)| names::chain("DN-", network, id)).collect();
     for tools in Tools::both() {
-        if !tools.may_have(TABLE, DNAT)? {
+        if !tools.may_have(nft, TABLE, DNAT)? {
             continue;
         }
         let rules = tools.rules(TABLE);

@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use crate::chain::{Plugin, Site, Valid};
 use crate::iptables::Tools;
 use crate::kernel::{Kernel, set_sysctl};
+use crate::nft::Nft;
 use crate::protocol::conf::Conf;
 use crate::protocol::error::{Code, Error, Result};
 use crate::protocol::result::Attachment;
@@ -59,7 +60,7 @@ impl Plugin for PortMap {
             Some(Backend::Nftables) => nftables::check(&config, site, address),
             Some(Backend::Iptables) => iptables::check(&config, site, address),
             None => nftables::check(&config, site, address).or_else(|e| {
-                match iptables::may_have(site, address.is_ipv4())? {
+                match iptables::may_have(&mut Nft::open()?, site, address.is_ipv4())? {
                     true => iptables::check(&config, site, address),
                     false => Err(e),
                 }
@@ -68,7 +69,8 @@ impl Plugin for PortMap {
     }
 
     fn gc(&self, network: &str, valid: &Valid) -> Result<()> {
-        nftables::collect(network, valid).and(iptables::collect(network, valid))
+        let mut nft = Nft::open()?;
+        nftables::collect(&mut nft, network, valid).and(iptables::collect(&mut nft, network, valid))
     }
 }
 
@@ -103,7 +105,8 @@ fn let_loopback_through(address: IpNetwork) -> Result<()> {
 }
 
 fn remove(site: &Site, prev: Option<&Attachment>) -> Result<()> {
-    nftables::tear_down(site).and(iptables::tear_down(site, prev))
+    let mut nft = Nft::open()?;
+    nftables::tear_down(&mut nft, site).and(iptables::tear_down(&mut nft, site, prev))
 }
 
 /// The container's first address of each family.

@@ -12,6 +12,8 @@ use crate::nft::{Batch, Chain, End, Family, Hook, Is, Listed, Nft, Rule, Table};
 use crate::protocol::error::{Error, Result};
 
 const TABLE: &str = "cni_hostport";
+const TABLES: [Table<'_>; 2] =
+    [Table { family: Family::Ip, name: TABLE }, Table { family: Family::Ip6, name: TABLE }];
 const TABLE_COMMENT: &str = "CNI portmap plugin";
 const HOSTPORTS_ALL: &str = "hostports_all";
 const HOSTPORTS: &str = "hostports";
@@ -70,15 +72,15 @@ pub fn check(config: &Config, site: &Site, address: IpNetwork) -> Result<()> {
     Ok(())
 }
 
-pub fn tear_down(site: &Site) -> Result<()> {
-    Nft::open()?.delete_rules(&all_chains(), is_ours(site))
+pub fn tear_down(nft: &mut Nft, site: &Site) -> Result<()> {
+    nft.delete_rules(&TABLES, is_ours(site))
 }
 
 /// What the reference plugin wrote does not tell its network, and stays.
-pub fn collect(network: &str, valid: &Valid) -> Result<()> {
+pub fn collect(nft: &mut Nft, network: &str, valid: &Valid) -> Result<()> {
     let ours = names::network_part(network);
     let owners: Vec<_> = valid.iter().map(|(id, ifname)| names::attachment(network, ifname, id)).collect();
-    Nft::open()?.delete_rules(&all_chains(), |rule| {
+    nft.delete_rules(&TABLES, |rule| {
         rule.owner.as_ref().is_some_and(|owner| owner.starts_with(&ours) && !owners.contains(owner))
     })
 }
@@ -167,9 +169,4 @@ fn family(address: IpNetwork) -> Family {
 
 fn chain(family: Family, name: &'static str) -> Chain<'static> {
     Chain { family, table: TABLE, name }
-}
-
-fn all_chains() -> Vec<Chain<'static>> {
-    let names = [HOSTPORTS, HOSTIP_HOSTPORTS, MASQUERADING];
-    [Family::Ip, Family::Ip6].iter().flat_map(|family| names.map(|name| chain(*family, name))).collect()
 }

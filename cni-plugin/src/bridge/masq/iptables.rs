@@ -7,6 +7,7 @@ use super::Masquerade;
 use crate::chain::Valid;
 use crate::iptables::Tools;
 use crate::names;
+use crate::nft::Nft;
 use crate::protocol::error::Result;
 use crate::protocol::result::IpConfig;
 
@@ -32,9 +33,9 @@ pub fn set_up(of: &Masquerade<'_>, ips: &[IpConfig]) -> Result<()> {
 /// The chain is named after the container, whose other interfaces may have
 /// jumps to it.
 pub fn tear_down(of: &Masquerade<'_>, ips: &[IpAddr]) -> Result<()> {
-    let chain = chain(of);
+    let (mut nft, chain) = (Nft::open()?, chain(of));
     for tools in Tools::both() {
-        if tools.may_have("nat", &chain)? {
+        if tools.may_have(&mut nft, "nat", &chain)? {
             let ours =
                 |jump: &str| ips.is_empty() || ips.iter().any(|ip| jump.contains(&format!(" -s {ip}/")));
             tools.remove_chain("nat", &tools.rules("nat"), &chain, ours)?;
@@ -44,11 +45,11 @@ pub fn tear_down(of: &Masquerade<'_>, ips: &[IpAddr]) -> Result<()> {
 }
 
 /// A chain does not tell its network, but the comments of the jumps to it do.
-pub fn collect(network: &str, valid: &Valid) -> Result<()> {
+pub fn collect(nft: &mut Nft, network: &str, valid: &Valid) -> Result<()> {
     let of_network = format!("--comment \"name: \\\"{network}\\\" id: ");
     let chains: Vec<_> = valid.iter().map(|(id, _)| names::chain("", network, id)).collect();
     for tools in Tools::both() {
-        if !tools.may_have("nat", "POSTROUTING")? {
+        if !tools.may_have(nft, "nat", "POSTROUTING")? {
             continue;
         }
         let rules = tools.rules("nat");

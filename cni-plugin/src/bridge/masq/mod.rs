@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use crate::chain::Valid;
 use crate::iptables::Tools;
+use crate::nft::Nft;
 use crate::protocol::error::Result;
 use crate::protocol::fields::Fields;
 use crate::protocol::request::Request;
@@ -60,15 +61,21 @@ impl<'a> Masquerade<'a> {
         }
     }
 
-    /// Remove the rules of these addresses, all of the attachment's if none is
-    /// known. Both kinds of rules are looked for: the config may have changed
-    /// since.
-    pub fn tear_down(&self, ips: &[IpAddr]) -> Result<()> {
-        nftables::tear_down(self).and(iptables::tear_down(self, ips))
+    /// Remove the rules that nftables has. Those of iptables are to be looked for,
+    /// too: the config may have changed since.
+    pub fn tear_down_nftables(&self) -> Result<()> {
+        nftables::tear_down(self)
+    }
+
+    /// Remove the rules that iptables has of these addresses, all of the
+    /// attachment's if none is known.
+    pub fn tear_down_iptables(&self, ips: &[IpAddr]) -> Result<()> {
+        iptables::tear_down(self, ips)
     }
 }
 
 /// Remove the rules of all attachments of the network that are not valid.
 pub fn collect(network: &str, valid: &Valid) -> Result<()> {
-    nftables::collect(network, valid).and(iptables::collect(network, valid))
+    let mut nft = Nft::open()?;
+    nftables::collect(&mut nft, network, valid).and(iptables::collect(&mut nft, network, valid))
 }

@@ -48,13 +48,13 @@ pub fn set_up(of: &Masquerade<'_>, ips: &[IpConfig]) -> Result<()> {
 
 pub fn tear_down(of: &Masquerade<'_>) -> Result<()> {
     let key = key(of);
-    Nft::open()?.delete_rules(&[CHECKS], |rule| begins_with(rule, &key))
+    Nft::open()?.delete_rules(&[TABLE], |rule| begins_with(rule, &key))
 }
 
-pub fn collect(network: &str, valid: &Valid) -> Result<()> {
+pub fn collect(nft: &mut Nft, network: &str, valid: &Valid) -> Result<()> {
     let ours = names::network_part(network);
     let keys: Vec<_> = valid.iter().map(|(id, ifname)| names::attachment(network, ifname, id)).collect();
-    Nft::open()?.delete_rules(&[CHECKS], |rule| {
+    nft.delete_rules(&[TABLE], |rule| {
         begins_with(rule, &ours) && !keys.iter().any(|key| begins_with(rule, key))
     })
 }
