@@ -4,10 +4,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::path::PathBuf;
 
-use netns_harness::Host;
+use netns_harness::{Host, wait_until};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 
-use crate::lab::{DUAL, Fabric, SOON, plugin};
+use crate::lab::{DUAL, Fabric, SOON, VXLAN, plugin};
 
 #[test]
 fn a_healthy_node_has_nothing_to_complain_of() {
@@ -154,6 +155,67 @@ fn a_store_that_is_away_refuses_or_has_nothing_is_named() {
     patient.finds("store", "problem", "user name is empty", &[]);
     let login = ["--etcd-username=root", "--etcd-password=secret"];
     assert!(seen(&patient.examine(&login).0, "store").ends_with("answers"));
+}
+
+#[test]
+fn hundreds_of_peers_that_are_gone_are_summed_up() {
+    let patient = Patient::new("gone", &VXLAN.replace("10.42.0.0/16", "10.42.0.0/15"));
+    patient.fabric.put_peers(300);
+    // Nothing leads there, and nobody says so.
+    patient.host().run("ip", ["route", "add", "10.9.0.0/16", "dev", "lo"]).unwrap();
+    wait_until(SOON, "their routes", || patient.fabric.has_route(0, "10.43.143.0/24")).unwrap();
+    patient.finds(
+        "peers",
+        "problem",
+        "256 of 301 subnets do not answer, nor do their nodes: 10.42.100.0/24 at 10.9.0.100, ",
+        &[],
+    );
+    patient.finds("peers", "problem", "44 of 301 subnets do not answer either", &[]);
+    patient.finds("peers", "problem", "… and 246 more", &[]);
+}
+
+/// etcd tells the time over TLS as well; a skew is told of in the same way as in
+/// plain, which the test of the store shows.
+#[test]
+fn the_clock_is_compared_with_an_etcd_behind_tls() {
+    let patient = Patient::new("tls", DUAL);
+    let (switch, address) = (patient.fabric.lab.switch(), patient.fabric.lab.switch_ip4());
+    let file = |name: &str| patient.fabric.lab.dir().join(name).display().to_string();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let cert = CertificateParams::new(vec![address.to_string()]).unwrap().signed_by(&key, &ca).unwrap();
+    for (name, pem) in [("ca", ca.pem()), ("cert", cert.pem()), ("key", key.serialize_pem())] {
+        std::fs::write(file(name), pem).unwrap();
+    }
+    let url = format!("https://{address}:2389");
+    let mut etcd = switch.command("etcd");
+    etcd.args([
+        "--data-dir",
+        &file("tls-etcd"),
+        "--listen-client-urls",
+        &url,
+        "--advertise-client-urls",
+        &url,
+    ])
+    .args(["--listen-peer-urls", "http://127.0.0.1:2390"])
+    .args(["--cert-file", &file("cert"), "--key-file", &file("key")])
+    .args(["--trusted-ca-file", &file("ca"), "--client-cert-auth"]);
+    let _etcd = switch.spawn("tls-etcd", &mut etcd).unwrap();
+
+    let (endpoint, ca) = (format!("--etcd-endpoints={url}"), format!("--etcd-cafile={}", file("ca")));
+    let login = [
+        endpoint,
+        ca,
+        format!("--etcd-certfile={}", file("cert")),
+        format!("--etcd-keyfile={}", file("key")),
+    ];
+    let login: Vec<&str> = login.iter().map(String::as_str).collect();
+    let compared = || seen(&patient.examine(&login).0, "clock") == "within 5 s of the store's";
+    wait_until(SOON, "the time of etcd", compared).unwrap();
+    let stranger = &login[..2];
+    assert!(seen(&patient.examine(stranger).0, "clock").starts_with("not compared"), "who is not let in");
 }
 
 #[test]

@@ -48,14 +48,21 @@ pub(super) async fn then_drops(facts: &Facts<'_>, mut checks: Vec<Check>) -> Vec
     let mut check =
         Check::new("firewall", "nobody's policy drops what is forwarded, or what the tunnel brings");
     let nftables = facts.fabric.as_ref().is_ok_and(|fabric| fabric.network.enable_nftables);
-    if let Some((place, _)) = choose(nftables, &families).await {
-        for chain in place.foreign_drops(&families).await {
-            check.problem(
-                format!("chain {chain} drops what is forwarded and not known to it"),
-                "containers are cut off from other nodes, and no rule elsewhere can outvote it",
-                "accept the fabric's network there, as source and as destination",
-            );
-        }
+    let Some((place, _)) = choose(nftables, &families).await else {
+        check.problem(
+            "neither nft nor an iptables for every family is installed",
+            "no traffic rule can be written: nothing is masqueraded, and a policy that drops what is forwarded stands",
+            "install nftables or iptables",
+        );
+        checks.push(check);
+        return checks;
+    };
+    for chain in place.foreign_drops(&families).await {
+        check.problem(
+            format!("chain {chain} drops what is forwarded and not known to it"),
+            "containers are cut off from other nodes, and no rule elsewhere can outvote it",
+            "accept the fabric's network there, as source and as destination",
+        );
     }
     let tunnel = facts.fabric.as_ref().ok().and_then(|fabric| fabric.backend.encapsulation());
     if let Some(tunnel) = tunnel {

@@ -1,15 +1,19 @@
 //! What the kernel can do, and how it is set.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Check;
 use super::facts::Facts;
+use crate::backends::Encapsulation;
 use crate::desired::{LinkKind, LinkSpec, Op, VxlanSpec};
-use crate::kernel::firewall::{has_bridge_netfilter, nftables_answers};
+use crate::firewall::{Intent, Ruleset, guard, nftables};
+use crate::kernel::firewall::{has_bridge_netfilter, nftables_takes};
 use crate::kernel::{Kernel, Nexthops, Rtnl, Scope};
 use crate::model::{Family, IfName, Mac};
 
-/// What was found out by trying, in a network namespace of its own.
+/// What was found out by trying: links in a network namespace of its own, rules by
+/// a transaction that the kernel looks at and leaves.
 #[derive(Clone, Debug)]
 struct Features {
     /// Or why not.
@@ -19,9 +23,10 @@ struct Features {
 }
 
 pub(super) async fn features(facts: &Facts<'_>) -> Check {
-    let (vxlan, nexthop_objects) =
-        tokio::task::spawn_blocking(try_out).await.unwrap_or_else(|error| (Err(error.to_string()), false));
-    let features = Features { vxlan, nexthop_objects, nftables: nftables_answers().await };
+    let families = facts.fabric.as_ref().map_or(vec![Family::V4], |_| facts.families());
+    let trial = tokio::task::spawn_blocking(move || try_out(&families)).await;
+    let (vxlan, nexthop_objects) = trial.unwrap_or_else(|error| (Err(error.to_string()), false));
+    let features = Features { vxlan, nexthop_objects, nftables: nftables_takes(&rules(facts)).await };
     let tunnels = facts.fabric.as_ref().map_or(true, |fabric| fabric.backend.encapsulation().is_some());
     let nft_wanted = facts.fabric.as_ref().is_ok_and(|fabric| fabric.network.enable_nftables);
     judge(&features, tunnels, nft_wanted)
@@ -76,6 +81,12 @@ pub(super) fn sysctls(facts: &Facts<'_>) -> Check {
             );
         }
     }
+    for family in facts.families() {
+        let word = if family == Family::V4 { "ipv4" } else { "ipv6" };
+        let limit =
+            read(&format!("net/{word}/neigh/default/gc_thresh3")).and_then(|limit| limit.parse().ok());
+        neighbours(&mut check, word, on_link(facts, family), limit);
+    }
     if facts.families().contains(&Family::V6)
         && read("net/ipv6/conf/all/disable_ipv6").as_deref() == Some("1")
     {
@@ -95,34 +106,69 @@ pub(super) fn sysctls(facts: &Facts<'_>) -> Check {
     check
 }
 
+/// Peers that are neighbours of this host: each takes a place in the kernel's table.
+fn on_link(facts: &Facts<'_>, family: Family) -> usize {
+    let (Ok(snapshot), Ok(fabric)) = (&facts.snapshot, &facts.fabric) else { return 0 };
+    let addresses = snapshot.leases.iter().filter_map(|stored| stored.lease.attrs.public_ip.get(family));
+    addresses.filter(|ip| fabric.node.on_link.iter().any(|net| net.contains(**ip))).count()
+}
+
+/// `limit` is absent where this namespace does not show it.
+fn neighbours(check: &mut Check, word: &str, on_link: usize, limit: Option<usize>) {
+    let Some(limit) = limit.filter(|limit| on_link > *limit) else { return };
+    let key = format!("net.{word}.neigh.default.gc_thresh3");
+    check.problem(
+        format!("{key} is {limit}, and {on_link} nodes are neighbours of this host"),
+        "the kernel's table of neighbours overflows: peers are reached now and then",
+        format!("sysctl -w {key}={}, and in a file below /etc/sysctl.d", (2 * on_link).next_power_of_two()),
+    );
+}
+
+/// All that the daemon may write by nft on this node.
+fn rules(facts: &Facts<'_>) -> String {
+    let fabric = facts.fabric.as_ref().ok();
+    let tunnel = fabric.and_then(|fabric| fabric.backend.encapsulation());
+    let guard = guard::whole(tunnel.unwrap_or(Encapsulation { port: 8472, vni: 1 }), &Default::default());
+    let Some((fabric, own)) = fabric.zip(facts.own()) else { return guard };
+    let intent = Intent { masquerade: true, forward: true, plain: Vec::new() };
+    let rulesets = facts.families().into_iter().map(|f| Ruleset::of(f, &intent, &fabric.network, &own));
+    let traffic: String = rulesets.filter_map(|rules| nftables::plan(&rules, false, None)).collect();
+    guard + &traffic
+}
+
 /// In a network namespace of this thread's own, which ends with it.
-fn try_out() -> (Result<(), String>, bool) {
-    let tried = std::thread::spawn(|| {
+fn try_out(families: &[Family]) -> (Result<(), String>, bool) {
+    let links: Result<Vec<Op>, String> = families.iter().map(|family| trial(*family)).collect();
+    let tried = std::thread::spawn(move || {
         // SAFETY: it concerns the calling thread alone, which shares nothing with
         // others that would be torn apart.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
             .map_err(|error| format!("no network namespace to try it in: {error}"))?;
         let mut kernel = Rtnl::open(None, Nexthops::WherePossible).map_err(|error| error.to_string())?;
         let have = kernel.observe(&Scope::default()).map_err(|error| error.to_string())?;
-        let made = kernel.apply(&[trial()?]).into_iter().collect::<Result<(), _>>();
+        let made = kernel.apply(&links?).into_iter().collect::<Result<(), _>>();
         Ok::<_, String>((made.map_err(|error| error.to_string()), have.nexthop_objects))
     });
     let panicked = |_| Err("the trial panicked".to_owned());
     tried.join().unwrap_or_else(panicked).unwrap_or_else(|error| (Err(error), false))
 }
 
-fn trial() -> Result<Op, String> {
+fn trial(family: Family) -> Result<Op, String> {
     let name = |text: &str| text.parse::<IfName>().map_err(|error| error.to_string());
+    let (device, local): (_, IpAddr) = match family {
+        Family::V4 => ("trial", Ipv4Addr::LOCALHOST.into()),
+        Family::V6 => ("trial-v6", Ipv6Addr::LOCALHOST.into()),
+    };
     let kind = LinkKind::Vxlan(VxlanSpec {
         vni: 1,
         underlay: name("lo")?,
-        local: std::net::Ipv4Addr::LOCALHOST.into(),
+        local,
         port: 8472,
         learning: false,
         gbp: false,
     });
     let spec = LinkSpec { mac: Mac::local([0; 6]), mtu: 1450, kind, tx_checksum: None };
-    Ok(Op::AddLink { name: name("trial")?, spec: Box::new(spec) })
+    Ok(Op::AddLink { name: name(device)?, spec: Box::new(spec) })
 }
 
 fn read(key: &str) -> Option<String> {
@@ -148,5 +194,17 @@ mod tests {
         assert_eq!(levels(judge(&bare, false, false)), [Warning, Warning]);
         let whole = Features { vxlan: Ok(()), nexthop_objects: true, nftables: Ok(()) };
         assert_eq!(levels(judge(&whole, true, true)), []);
+    }
+
+    #[test]
+    fn a_table_of_neighbours_that_is_too_small_is_a_problem() {
+        let found = |on_link, limit| {
+            let mut check = Check::new("sysctls", "");
+            neighbours(&mut check, "ipv4", on_link, limit);
+            check.findings
+        };
+        assert_eq!((found(1024, Some(1024)), found(5000, None)), (Vec::new(), Vec::new()));
+        let [finding] = &found(5000, Some(1024))[..] else { panic!("one finding") };
+        assert!(finding.cure.contains("sysctl -w net.ipv4.neigh.default.gc_thresh3=16384"), "{finding:?}");
     }
 }

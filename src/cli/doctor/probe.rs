@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 
 use crate::model::Family;
@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at what is to be sent.
 const TICK: Duration = Duration::from_millis(2);
 const TRIES: usize = 2;
-/// For the answers of one tick.
+/// Bytes, as the kernel counts them, for the answers that come while this process
+/// does not run.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Type, code, checksum, identifier, sequence number.
 const HEADER: usize = 8;
@@ -111,7 +112,8 @@ fn open_socket(family: Family) -> io::Result<UdpSocket> {
         Family::V6 => (AddressFamily::INET6, ipproto::ICMPV6),
     };
     let socket = UdpSocket::from(socket_with(domain, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?);
-    set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
+    // A smaller one will do, where root is not quite root.
+    let _ = set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER);
     let (level, option, probe) = match family {
         Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
         Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),

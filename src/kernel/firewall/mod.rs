@@ -326,9 +326,10 @@ pub async fn input_drops(port: u16, families: &[Family]) -> Vec<String> {
     drops
 }
 
-/// Whether nftables can be spoken to, or why not.
-pub async fn nftables_answers() -> Result<(), String> {
-    list(&["list", "tables"]).await.map(drop).map_err(|error| error.to_string())
+/// Whether this nft and this kernel take what the script is made of, or why not.
+/// Writes nothing.
+pub async fn nftables_takes(script: &str) -> Result<(), String> {
+    tools::run("nft", &["--check", "-f", "-"], script).await.map(drop).map_err(|error| error.to_string())
 }
 
 async fn probe_random_fully() -> bool {
