@@ -5,8 +5,8 @@
 use std::convert::Infallible;
 
 use netlink_packet_core::{
-    DefaultNla, Emitable, NLA_F_NESTED, NLA_TYPE_MASK, NetlinkDeserializable, NetlinkHeader,
-    NetlinkSerializable, NlasIterator,
+    DefaultNla, Emitable, NLA_F_NESTED, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
+    NlasIterator,
 };
 
 pub type Attribute = DefaultNla;
@@ -41,14 +41,37 @@ impl Message {
 
 /// Kinds and values, up to the first broken attribute.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    walk(bytes).map(|nla| (nla.kind, nla.value))
+}
+
+/// Whether all attributes `wanted` are among those `found`: the first of a kind as
+/// the first of that kind there, and so on.
+pub fn contain(found: &[u8], wanted: &[u8]) -> bool {
+    walk(wanted).enumerate().all(|(index, nla)| {
+        let nth = walk(wanted).take(index).filter(|before| before.kind == nla.kind).count();
+        let found = attributes(found).filter(|(kind, _)| *kind == nla.kind).nth(nth);
+        found.is_some_and(|(_, value)| match nla.is_nested {
+            true => contain(value, nla.value),
+            false => value == nla.value,
+        })
+    })
+}
+
+struct Nla<'a> {
+    kind: u16,
+    is_nested: bool,
+    value: &'a [u8],
+}
+
+fn walk(bytes: &[u8]) -> impl Iterator<Item = Nla<'_>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         // The iterator's own items borrow from the iterator, ours from `bytes`.
         let nla = NlasIterator::new(rest).next()?.ok()?;
-        let (kind, length) = (nla.kind() & NLA_TYPE_MASK, nla.length() as usize);
+        let (kind, is_nested, length) = (nla.kind(), nla.nested_flag(), nla.length() as usize);
         let value = rest.get(HEADER_LEN..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
+        Some(Nla { kind, is_nested, value })
     })
 }
 
@@ -72,7 +95,7 @@ pub fn nested(kind: u16, inner: &[Attribute]) -> Attribute {
     Attribute::new(kind | NLA_F_NESTED, encode(inner))
 }
 
-fn encode(attributes: &[Attribute]) -> Vec<u8> {
+pub fn encode(attributes: &[Attribute]) -> Vec<u8> {
     let mut bytes = vec![0; attributes.buffer_len()];
     attributes.emit(&mut bytes);
     bytes

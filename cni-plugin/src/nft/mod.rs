@@ -101,7 +101,20 @@ impl Nft {
 
     /// The rules of a chain, in order; none where the chain is not there.
     pub fn rules(&mut self, chain: Chain<'_>) -> Result<Vec<Listed>> {
-        self.list(chain.family, &rules_of(chain), &chain)
+        Ok(self.list(chain.family, &rules_of(chain), &chain)?.iter().filter_map(listed).collect())
+    }
+
+    /// How many of these rules of a chain stand there, among those that `is_ours`
+    /// picks.
+    pub fn standing(
+        &mut self,
+        chain: Chain<'_>,
+        rules: &[Rule<'_>],
+        is_ours: impl Fn(&Listed) -> bool,
+    ) -> Result<usize> {
+        let mut ours = self.list(chain.family, &rules_of(chain), &chain)?;
+        ours.retain(|found| listed(found).is_some_and(|found| is_ours(&found)));
+        Ok(rules.iter().filter(|rule| ours.iter().any(|found| rule.is(found))).count())
     }
 
     /// Let the batch see to it that a chain is there that others jump to, or, with a
@@ -147,7 +160,7 @@ impl Nft {
             for &Table { family, name: table } in tables {
                 let rules =
                     self.list(family, &[text(nfta::RULE_TABLE, table)], &Table { family, name: table })?;
-                for rule in rules.iter().filter(|rule| is_ours(rule)) {
+                for rule in rules.iter().filter_map(listed).filter(|rule| is_ours(rule)) {
                     batch.delete_rule(Chain { family, table, name: &rule.chain }, rule.handle);
                 }
             }
@@ -159,13 +172,12 @@ impl Nft {
         }
     }
 
-    fn list(&mut self, family: Family, of: &[Attribute], object: &dyn fmt::Display) -> Result<Vec<Listed>> {
+    fn list(&mut self, family: Family, of: &[Attribute], object: &dyn fmt::Display) -> Result<Vec<Message>> {
         let Ok(connection) = &mut self.0 else { return Ok(Vec::new()) };
         let question = message(libc::NFT_MSG_GETRULE, family as u8, of);
-        match connection.dump::<Message>(Request::dump(question)) {
-            Ok(rules) => Ok(rules.iter().filter_map(listed).collect()),
+        match connection.dump(Request::dump(question)) {
             Err(cause) if is_absent(&cause) => Ok(Vec::new()),
-            Err(cause) => Err(cause.of(format_args!("rules of {object}")).into()),
+            rules => rules.map_err(|cause| cause.of(format_args!("rules of {object}")).into()),
         }
     }
 

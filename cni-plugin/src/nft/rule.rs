@@ -8,7 +8,7 @@ use weft::model::{IfName, Mac};
 
 use super::{Chain, Family, nfta};
 use crate::names;
-use crate::nfnetlink::{Attribute, be32, bytes, nested, text};
+use crate::nfnetlink::{Attribute, Message, attributes, be32, bytes, contain, encode, nested, text};
 
 /// Which end of a packet's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,15 @@ impl<'a> Rule<'a> {
     /// Tells rules apart by what they do.
     pub(super) fn digest(&self) -> String {
         names::hash(&format!("{:?}", self.expressions), 32)
+    }
+
+    /// Whether the kernel lists this rule as that. It adds attributes to
+    /// expressions, but no expressions.
+    pub(super) fn is(&self, listed: &Message) -> bool {
+        let found = listed.attributes().find(|(kind, _)| *kind == nfta::RULE_EXPRESSIONS);
+        found.is_some_and(|(_, found)| {
+            attributes(found).count() == self.expressions.len() && contain(found, &encode(&self.expressions))
+        })
     }
 
     fn user_text(mut self, kind: u8, value: &str) -> Self {

@@ -47,17 +47,17 @@ pub fn set_up(config: &Config, site: &Site, address: IpNetwork) -> Result<()> {
     run("nft", &["-f", "-"], &conditional_entries(config, family)).map(drop)
 }
 
-/// As many rules as there should be, and the ways to them.
+/// The attachment's rules, and the ways to them.
 pub fn check(config: &Config, site: &Site, address: IpNetwork) -> Result<()> {
     let mut nft = Nft::open()?;
     let family = family(address);
     let is_ours = is_ours(site);
-    let wanted: Vec<_> = rules(config, address).map(|rule| rule.chain).collect();
     for name in [HOSTPORTS, MASQUERADING] {
         let chain = chain(family, name);
-        let wanted = wanted.iter().filter(|wanted| **wanted == chain).count();
-        let found = nft.rules(chain)?.iter().filter(|rule| is_ours(rule)).count();
-        if found < wanted {
+        let wanted: Vec<_> = rules(config, address).filter(|rule| rule.chain == chain).collect();
+        let found = nft.standing(chain, &wanted, &is_ours)?;
+        if found < wanted.len() {
+            let wanted = wanted.len();
             let id = &site.request.container_id;
             let msg = format!("{chain}: {found} of {wanted} rules of container {id} are there");
             return Err(Error::internal(msg));

@@ -147,6 +147,35 @@ fn attachments_of_one_container_and_networks_are_told_apart() {
     assert_eq!((ports(&node), rules(&node, "dport 8003")), ([0, 1], String::new()));
 }
 
+/// There are as many rules as there should be.
+#[test]
+fn check_finds_a_rule_that_was_changed() {
+    let node = Node::new("cni-changed", V4);
+    let portmap = portmap(
+        &node,
+        "nftables",
+        json!([
+            { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+            { "hostPort": 5353, "containerPort": 53, "protocol": "udp" },
+        ]),
+    );
+    let pod = node.pod("a");
+    let prev = node.add("a", &pod).result();
+    portmap.add("a", &pod, &prev).result();
+    portmap.check("a", &pod, &prev).result();
+
+    let listed =
+        run(node.host.command("nft").args(["-a", "list", "chain", "ip", "cni_hostport", "hostports"]));
+    let rule = listed.lines().find(|line| line.contains("8080")).unwrap();
+    let handle = rule.rsplit(' ').next().unwrap();
+    let elsewhere = r#"tcp dport 8080 dnat to 10.5.17.2:81 comment "a""#;
+    let change = format!("replace rule ip cni_hostport hostports handle {handle} {elsewhere}");
+    run(node.host.command("nft").arg(change));
+
+    let (code, text) = portmap.check("a", &pod, &prev).error();
+    assert!(code == 999 && text.contains("hostports: 1 of 2 rules"), "{text}");
+}
+
 #[test]
 fn gc_removes_a_containers_iptables_rules() {
     let node = Node::new("cni-portgc", &V4.replace("IPMASQ=true", "IPMASQ=false"));
