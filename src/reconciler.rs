@@ -14,6 +14,7 @@
 mod durations;
 mod failures;
 mod fights;
+mod ledger;
 mod ops;
 mod state;
 mod tally;
@@ -32,11 +33,12 @@ use tracing::{debug, info, warn};
 use crate::backends::{Backend, Wanted};
 use crate::desired::{Op, Ownership, Touched, diff_at, diff_of_links, diff_on_links};
 use crate::kernel::netlink::NetlinkError;
-use crate::kernel::{Effect, Events, Kernel, KernelEvent, Scope, View};
+use crate::kernel::{Effect, Events, Kernel, KernelEvent, News, Scope, View};
 
 pub use durations::Durations;
 use failures::Failures;
 pub use fights::{Fight, Fights, Healing, Repair};
+pub use ledger::Ledger;
 use state::Request;
 pub use state::{Handle, Snapshot, State};
 use tally::Tally;
@@ -46,12 +48,16 @@ pub use crate::backends::Inputs;
 
 /// Ops applied at once: between two lots it listens, and sees that it is to stop.
 const LOT: usize = 1000;
+/// Notifications taken in at once, so that a flood does not keep us from work.
+const MAX_EVENTS: usize = 8192;
 /// Between two glances at the settings of which the kernel tells nothing.
 const GLANCE: Duration = Duration::from_secs(5);
 /// The longest rest between two passes; a pass rests as long as it took.
-const MAX_REST: Duration = Duration::from_millis(100);
-/// The least rest while another program undoes what a pass did.
-const FIGHT_REST: Duration = Duration::from_millis(20);
+const MAX_REST: Duration = Duration::from_millis(20);
+/// While another program undoes what passes do, a rest is no shorter …
+const MIN_FIGHT_REST: Duration = Duration::from_millis(20);
+/// … and may be as long as this.
+const MAX_FIGHT_REST: Duration = Duration::from_millis(100);
 /// So many of one kind are told in the log at a time.
 const MAX_TOLD: usize = 10;
 
@@ -149,17 +155,22 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         loop {
             let begun = Instant::now();
             let more = self.pass(&stop).await;
-            let least = self.withheld.map_or(Duration::ZERO, |_| FIGHT_REST);
-            let rest = begun.elapsed().clamp(least, MAX_REST);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(rest) => {}
+                () = tokio::time::sleep(self.rest(begun.elapsed())) => {}
             }
             if !more && !self.wait(&stop).await? {
                 return Ok(());
             }
         }
+    }
+
+    /// How long to leave the machine to others after a pass.
+    fn rest(&self, took: Duration) -> Duration {
+        let least = self.withheld.map_or(Duration::ZERO, |_| MIN_FIGHT_REST);
+        let most = self.fights.next_quiet().map_or(MAX_REST, |_| MAX_FIGHT_REST);
+        took.clamp(least, most)
     }
 
     /// Wait for a reason to look again; `false` to stop.
@@ -221,11 +232,11 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
 
     async fn converge(&mut self, stop: &CancellationToken) -> Result<Tally, NetlinkError> {
         let mut tally = Tally { shaken: self.view.take_shaken(), ..Tally::default() };
-        self.look()?;
-        let plan = match self.differs.take() {
+        let plan = match self.differs.take().filter(|_| self.viewed.is_some()) {
             Some(touched) => diff_at(&self.view.have, self.wanted.desired(), &self.own, &touched),
             None => {
                 self.converge_links(&mut tally, stop).await?;
+                self.look()?;
                 // A link that could not be changed now is no reason to let the rest wait.
                 diff_on_links(&self.view.have, self.wanted.desired(), &self.own)
             }
@@ -237,23 +248,26 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         Ok(tally)
     }
 
-    /// Links first. Then look again: what stands on them depends on how they came
-    /// out, and the kernel numbers them.
+    /// Links first: to read them takes microseconds, and the rest stands on them. How
+    /// that is afterwards depends on how they came out, and the kernel numbers them.
     async fn converge_links(
         &mut self,
         tally: &mut Tally,
         stop: &CancellationToken,
     ) -> Result<(), NetlinkError> {
-        let mut ops = diff_of_links(&self.view.have, self.wanted.desired(), &self.own).ops;
-        ops.retain(|op| tally.admit(op, self));
-        if ops.is_empty() {
-            return Ok(());
+        if self.viewed.is_none() {
+            let scope = self.scope();
+            let links = blocking(|| self.kernel.links(&scope))?;
+            self.view.renew_links(links);
         }
-        tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
-        self.apply(&ops, tally, stop).await;
-        self.viewed = None;
-        self.look()?;
-        self.failures.hurry(Instant::now());
+        let mut ops = diff_of_links(&self.view.have, self.wanted.desired()).ops;
+        ops.retain(|op| tally.admit(op, self));
+        if !ops.is_empty() {
+            self.viewed = None;
+            tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
+            self.apply(&ops, tally, stop).await;
+            self.failures.hurry(Instant::now());
+        }
         Ok(())
     }
 
@@ -287,7 +301,12 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             for op in done {
                 *tally.done.entry(ops::name(op)).or_default() += 1;
             }
-            tally.disturbed |= self.listen() > Effect::Nothing;
+            let heard = self.listen();
+            tally.disturbed |= heard > Effect::Nothing;
+            // What the rest of the plan stands on may be gone.
+            if heard == Effect::Stale {
+                return;
+            }
             tokio::task::yield_now().await;
         }
     }
@@ -317,6 +336,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if self.viewed.is_some() {
             return Ok(());
         }
+        self.listen();
         let scope = self.scope();
         let have = blocking(|| self.kernel.observe(&scope))?;
         self.view.renew(scope, have);
@@ -329,7 +349,10 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
     /// Take in what the kernel has told.
     fn listen(&mut self) -> Effect {
         let (mut worst, mut settings) = (Effect::Nothing, false);
-        for event in self.events.drain() {
+        for _ in 0..MAX_EVENTS {
+            // What is older than the look that will follow is not worth hearing.
+            let news = if self.viewed.is_some() { News::All } else { News::OfLinks };
+            let Some(event) = self.events.next(news) else { break };
             let effect = self.view.learn(&event);
             match (&event, effect) {
                 (KernelEvent::Resync(reason), _) => warn!("reading the kernel's state afresh: {reason}"),
@@ -338,15 +361,15 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             }
             worst = worst.max(effect);
             settings |= event == KernelEvent::Setting;
+            if effect == Effect::Stale {
+                self.viewed = None;
+            }
         }
         if settings {
             worst = worst.max(self.glance());
         }
         if worst > Effect::Nothing {
             self.differs = None;
-        }
-        if worst == Effect::Stale {
-            self.viewed = None;
         }
         worst
     }
@@ -471,9 +494,6 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
                 state.converged.add(took);
             }
             state.errors += tally.errors;
-            for (kind, count) in &tally.repairs {
-                *state.healing.repairs.entry(kind).or_default() += count;
-            }
             state.healing.fights = fights;
             state.healing.remember(&tally.repairs, &tally.examples);
             for (kind, count) in &tally.done {

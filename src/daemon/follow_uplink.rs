@@ -16,7 +16,7 @@ use super::join::{Joined, choose_uplink, listed};
 use super::leases::Leases;
 use super::write_subnet_env;
 use crate::backends::{Backend, Identity, Node};
-use crate::kernel::{Events, Monitor, host};
+use crate::kernel::{Events, Monitor, News, host};
 use crate::model::{Family, NetworkConfig, SubnetKey};
 use crate::reconciler::Target;
 
@@ -83,7 +83,8 @@ impl Uplink {
                 ready?;
                 sleep(SETTLE).await;
             }
-            events.drain();
+            // All that was told is in the look that follows.
+            while events.next(News::OfLinks).is_some() {}
         }
     }
 

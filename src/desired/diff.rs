@@ -20,16 +20,10 @@ pub fn diff(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
     plan(&after(have, &links), want, own, links, None)
 }
 
-/// The beginning of that plan, up to the last link that is made or changed; none
-/// where none is.
-pub fn diff_of_links(have: &Observed, want: &Desired, own: &Ownership) -> Plan {
-    let links = links(have, want);
-    if links.is_empty() {
-        return Plan::default();
-    }
-    let mut ops = routes(&after(have, &links), want, own, None, &BTreeSet::new()).stale;
-    ops.extend(links);
-    Plan { ops }
+/// Of that plan, the links that are made or changed: for a state of which no more
+/// than the links is known.
+pub fn diff_of_links(have: &Observed, want: &Desired) -> Plan {
+    Plan { ops: links(have, want) }
 }
 
 /// `diff` for the links as they are: what is to stand on them, not how they are
@@ -54,15 +48,16 @@ fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>, touche
     let routes = routes(have, want, own, touched.map(|touched| &touched.routes), &stale_links);
 
     let mut ops = routes.stale;
-    let peers = neighbours.missing.len() + fdb.missing.len() + routes.new_nexthops.len() + routes.new.len();
-    ops.reserve_exact(peers + 64);
+    let mut ways: Vec<_> =
+        neighbours.missing.iter().map(|&(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }).collect();
+    ways.extend(routes.new_nexthops);
+    ways.extend(routes.new);
+    ops.reserve_exact(ways.len() + fdb.missing.len() + 64);
     ops.extend(links);
     ops.extend(new_addresses(have, want));
     ops.extend(sysctls.missing.iter().map(|&(key, value)| set_sysctl(key, value)));
-    ops.extend(neighbours.missing.iter().map(|&(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }));
     ops.extend(fdb.missing.iter().map(|&(&(dev, mac), &dst)| Op::SetFdb { dev, mac, dst }));
-    ops.extend(routes.new_nexthops);
-    ops.extend(routes.new);
+    ops.extend(by_peer(have, want, ways));
     ops.extend(routes.stale_nexthops);
     ops.extend(fdb.extra.iter().filter(|((dev, _), _)| kept.contains(dev)).flat_map(|&entry| del_fdb(entry)));
     let extra = neighbours.extra.iter().filter(|((dev, _), _)| kept.contains(dev));
@@ -180,6 +175,26 @@ fn set_sysctl(key: &str, value: &str) -> Op {
 /// that nobody has any more are left over.
 fn del_fdb<'a>((&(dev, mac), dsts): (&(IfName, Mac), &'a Destinations)) -> impl Iterator<Item = Op> + 'a {
     dsts.iter().map(move |&dst| Op::DelFdb { dev, mac, dst })
+}
+
+/// Peer by peer, neighbour, nexthop and route of one together, so that the first
+/// need not wait for the last; and those first that packets are sent to.
+fn by_peer(have: &Observed, want: &Desired, mut ops: Vec<Op>) -> Vec<Op> {
+    let leads_to_use = |(dev, mac)| have.in_use.contains(&(dev, mac));
+    let gateways = want.neighbours.iter().filter(|_| !have.in_use.is_empty());
+    let gateways = gateways.filter(|((dev, _), mac)| leads_to_use((*dev, **mac)));
+    let in_use: BTreeSet<_> = gateways.map(|(gateway, _)| *gateway).collect();
+    let gateway = |op: &Op| match *op {
+        Op::SetNeighbour { dev, ip, .. } => Some((dev, ip)),
+        Op::SetNexthop { nexthop, .. } | Op::SetRoute { nexthop, .. } => Some((nexthop.dev, nexthop.via)),
+        _ => None,
+    };
+    // Ops of one peer stay in their order.
+    ops.sort_by_cached_key(|op| {
+        let gateway = gateway(op);
+        (!gateway.is_some_and(|gateway| in_use.contains(&gateway)), gateway)
+    });
+    ops
 }
 
 #[derive(Default)]

@@ -19,6 +19,8 @@ pub struct Observed {
     /// FDB entries with a destination on our links. Only the all-zero and
     /// multicast MACs can have several.
     pub fdb: BTreeMap<(IfName, Mac), Destinations>,
+    /// Those that packets were sent to shortly before this was read.
+    pub in_use: BTreeSet<(IfName, Mac)>,
     /// Every nexthop object of the namespace: ids are one number space.
     pub nexthops: BTreeMap<u32, ObservedNexthop>,
     /// Unicast routes of the main table with the default metric, by destination.

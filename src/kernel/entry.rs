@@ -21,6 +21,9 @@ use super::nexthop::{
 };
 use crate::model::{IfName, Mac};
 
+/// Where the last packet went no longer ago, a destination is in use; in
+/// `USER_HZ`, hundredths of a second.
+const IN_USE: u32 = 60 * 100;
 /// linux/rtnetlink.h
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
@@ -43,6 +46,8 @@ pub enum Entry {
         link: u32,
         mac: Mac,
         dst: Option<IpAddr>,
+        /// Packets went there of late.
+        in_use: bool,
     },
     /// `hop` is `None` for groups, blackholes and the like.
     Nexthop {
@@ -231,9 +236,11 @@ fn address(message: &AddressMessage) -> Option<Entry> {
 
 fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
     const NUD_PERMANENT: u16 = 0x80;
-    let (mut dst, mut lladdr) = (None, None);
+    let (mut dst, mut lladdr, mut in_use) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
+            // It is as old as it is unused where nothing was ever sent.
+            NeighbourAttribute::CacheInfo(age) => in_use = age.used < age.updated.min(IN_USE),
             NeighbourAttribute::Destination(value) => dst = ip_of(value),
             NeighbourAttribute::LinkLayerAddress(value) => lladdr = value.as_slice().try_into().ok().map(Mac),
             _ => {}
@@ -243,7 +250,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Entry> {
     let permanent = u16::from(message.header.state) & NUD_PERMANENT != 0;
     match message.header.family {
         AddressFamily::Bridge => {
-            Some(Entry::Fdb { link, mac: lladdr?, dst: Some(dst?).filter(|_| permanent) })
+            Some(Entry::Fdb { link, mac: lladdr?, dst: Some(dst?).filter(|_| permanent), in_use })
         }
         _ => Some(Entry::Neighbour { link, ip: dst?, mac: lladdr.filter(|_| permanent) }),
     }

@@ -2,13 +2,13 @@
 //! says ops change it, faults on demand. A faithful one also refuses what the
 //! kernel refuses and tells what it tells, no more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::netlink::{Cause, NetlinkError};
-use super::{Entry, Events, Glance, Hop, Kernel, KernelEvent, LinkEntry, Scope, VxlanEntry};
+use super::{Entry, Events, Glance, Hop, Kernel, KernelEvent, LinkEntry, News, Scope, VxlanEntry};
 use crate::desired::{LinkKind, Nexthop, Observed, ObservedLink, ObservedRoute, Op};
 use crate::model::{Family, IfName};
 
@@ -126,6 +126,10 @@ impl Fake {
 }
 
 impl Kernel for Fake {
+    fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError> {
+        Ok(within(&self.lock().state, scope).links)
+    }
+
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError> {
         let mut inner = self.lock();
         inner.observed += 1;
@@ -285,7 +289,7 @@ fn removed_by(state: &Observed, op: &Op) -> Vec<Entry> {
             .get(&(*dev, *ip))
             .and_then(|mac| Some(Entry::Neighbour { link: index(dev)?, ip: *ip, mac: Some(*mac) })),
         Op::DelFdb { dev, mac, dst } if state.fdb.get(&(*dev, *mac)).is_some_and(|d| d.contains(dst)) => {
-            index(dev).map(|link| Entry::Fdb { link, mac: *mac, dst: Some(*dst) })
+            index(dev).map(|link| Entry::Fdb { link, mac: *mac, dst: Some(*dst), in_use: false })
         }
         Op::DelNexthop { id } => state.nexthops.get(id).map(|object| Entry::Nexthop {
             id: *id,
@@ -305,7 +309,9 @@ fn added_by(state: &Observed, op: &Op) -> Option<Entry> {
         Op::SetNeighbour { dev, ip, mac } => {
             Some(Entry::Neighbour { link: index(dev)?, ip: *ip, mac: Some(*mac) })
         }
-        Op::SetFdb { dev, mac, dst } => Some(Entry::Fdb { link: index(dev)?, mac: *mac, dst: Some(*dst) }),
+        Op::SetFdb { dev, mac, dst } => {
+            Some(Entry::Fdb { link: index(dev)?, mac: *mac, dst: Some(*dst), in_use: false })
+        }
         Op::SetNexthop { id, .. } => state.nexthops.get(id).map(|object| Entry::Nexthop {
             id: *id,
             hop: object.nexthop.and_then(|hop| hop_entry(state, hop)),
@@ -364,7 +370,11 @@ impl Events for Fake {
         Ok(())
     }
 
-    fn drain(&mut self) -> Vec<KernelEvent> {
-        self.lock().events.drain(..).collect()
+    fn next(&mut self, news: News) -> Option<KernelEvent> {
+        let mut inner = self.lock();
+        if news == News::OfLinks {
+            inner.events.retain(KernelEvent::is_of_links);
+        }
+        inner.events.pop_front()
     }
 }

@@ -32,6 +32,11 @@ pub struct View {
 }
 
 impl View {
+    /// Links are known anew, and what stands on them not at all until `renew`.
+    pub fn renew_links(&mut self, links: BTreeMap<IfName, ObservedLink>) {
+        self.have = Observed { links, ..Observed::default() };
+    }
+
     /// Known anew, from a fresh look at what is in `scope`.
     pub fn renew(&mut self, scope: Scope, have: Observed) {
         self.scope = scope;
@@ -108,10 +113,14 @@ impl View {
 /// An entry of a dump. Of several routes to one destination the kernel uses,
 /// and lists, the last added first.
 pub(super) fn found(have: &mut Observed, entry: &Entry) {
-    let known = matches!(entry, Entry::Route { dst, .. } if have.routes.contains_key(dst));
-    if !known {
-        added(have, entry);
+    match *entry {
+        Entry::Route { dst, .. } if have.routes.contains_key(&dst) => return,
+        Entry::Fdb { link, mac, in_use: true, .. } => {
+            have.in_use.extend(name_of(have, link).map(|dev| (dev, mac)));
+        }
+        _ => {}
     }
+    added(have, entry);
 }
 
 fn added(have: &mut Observed, entry: &Entry) -> Effect {
@@ -128,7 +137,7 @@ fn added(have: &mut Observed, entry: &Entry) -> Effect {
                 None => have.neighbours.remove(&(dev, ip)).is_some(),
             })
         }
-        Entry::Fdb { link, mac, dst } => {
+        Entry::Fdb { link, mac, dst, .. } => {
             let Some(dev) = name_of(have, link) else { return Effect::Nothing };
             let Some(dst) = dst else {
                 return corrected(have.fdb.remove(&(dev, mac)).is_some());
@@ -164,7 +173,7 @@ fn removed(have: &mut Observed, entry: &Entry) -> Effect {
             let Some(dev) = name_of(have, link) else { return Effect::Nothing };
             corrected(have.neighbours.remove(&(dev, ip)).is_some())
         }
-        Entry::Fdb { link, mac, dst } => {
+        Entry::Fdb { link, mac, dst, .. } => {
             let Some(dev) = name_of(have, link) else { return Effect::Nothing };
             let Some(dst) = dst else { return Effect::Nothing };
             let known = have.fdb.get(&(dev, mac)).is_some_and(|dsts| dsts.contains(&dst));

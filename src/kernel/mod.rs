@@ -11,6 +11,8 @@ mod entry;
 #[cfg(feature = "daemon")]
 pub mod fake;
 #[cfg(feature = "daemon")]
+mod filter;
+#[cfg(feature = "daemon")]
 pub mod firewall;
 #[cfg(feature = "daemon")]
 pub mod host;
@@ -27,7 +29,7 @@ mod offload;
 #[cfg(feature = "daemon")]
 mod request;
 #[cfg(feature = "daemon")]
-mod rivals;
+pub mod rivals;
 #[cfg(feature = "daemon")]
 mod rtnl;
 #[cfg(feature = "daemon")]
@@ -44,4 +46,4 @@ pub use monitor::Monitor;
 #[cfg(feature = "daemon")]
 pub use rtnl::{Nexthops, Rtnl};
 #[cfg(feature = "daemon")]
-pub use view::{Events, Glance, Kernel, KernelEvent, Scope};
+pub use view::{Events, Glance, Kernel, KernelEvent, News, Scope};

@@ -1,15 +1,18 @@
 //! What the kernel tells of its own accord.
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
+use netlink_packet_core::NetlinkHeader;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rtnetlink::MulticastGroup;
 use tokio::io::unix::AsyncFd;
 
 use super::entry::event;
+use super::filter::Filter;
 use super::netlink::{Cause, NetlinkError, in_netns, messages, raise_buffers};
-use super::{Events, KernelEvent};
+use super::{Events, KernelEvent, News, Rtnl};
 
 /// What decides which uplink to take.
 const UPLINK: &[MulticastGroup] = &[
@@ -19,6 +22,7 @@ const UPLINK: &[MulticastGroup] = &[
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
 ];
+const ROUTES: &[MulticastGroup] = &[MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
 const ALL: &[MulticastGroup] = &[
     MulticastGroup::Link,
     MulticastGroup::Neigh,
@@ -31,8 +35,9 @@ const ALL: &[MulticastGroup] = &[
     MulticastGroup::Ipv6Netconf,
 ];
 const RECV_BYTES: usize = 64 << 10;
-/// Datagrams taken at once, so that a flood does not keep the caller from work.
-const DRAIN: usize = 8192;
+/// Notifications passed over in one call, so that a flood does not keep the caller
+/// from work.
+const MAX_PASSED_OVER: usize = 100_000;
 
 /// A socket in the multicast groups of links, addresses, neighbours, FDB
 /// entries, routes, nexthops and the settings of links.
@@ -40,8 +45,8 @@ const DRAIN: usize = 8192;
 pub struct Monitor {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,
-    /// Why notifications were lost, where `drain` has not told of it.
-    lost: Option<String>,
+    /// What was read and is still to be told.
+    told: VecDeque<KernelEvent>,
 }
 
 impl Monitor {
@@ -57,10 +62,26 @@ impl Monitor {
     /// For links, their addresses and default routes alone, in the namespace of
     /// the calling thread.
     pub fn of_uplinks() -> Result<Monitor, NetlinkError> {
-        Monitor::register(open_socket(UPLINK).and_then(|socket| {
-            pass_default_routes_alone(&socket)?;
+        Monitor::filtered(UPLINK, Filter::DefaultRoutes)
+    }
+
+    /// For routes that drop packets, in the namespace of the calling thread.
+    pub fn of_blackholes() -> Result<Monitor, NetlinkError> {
+        Monitor::filtered(ROUTES, Filter::Blackholes)
+    }
+
+    fn filtered(groups: &[MulticastGroup], filter: Filter) -> Result<Monitor, NetlinkError> {
+        Monitor::register(open_socket(groups).and_then(|socket| {
+            filter.attach(&socket)?;
             Ok(socket)
         }))
+    }
+
+    /// Be told no more of what `kernel` does: whoever does it knows.
+    pub fn without_echo_of(self, kernel: &Rtnl) -> Result<Monitor, NetlinkError> {
+        let attached = kernel.port().and_then(|port| Filter::Others(port).attach(self.socket.get_ref()));
+        attached.map_err(of_socket)?;
+        Ok(self)
     }
 
     fn register(socket: io::Result<Socket>) -> Result<Monitor, NetlinkError> {
@@ -69,8 +90,8 @@ impl Monitor {
             // every call, and closes it only when dropped.
             unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
         });
-        let socket = registered.map_err(|e| Cause::from(e).of("netlink multicast socket"))?;
-        Ok(Monitor { socket, buffer: vec![0; RECV_BYTES], lost: None })
+        let socket = registered.map_err(of_socket)?;
+        Ok(Monitor { socket, buffer: vec![0; RECV_BYTES], told: VecDeque::new() })
     }
 
     fn receive(&mut self) -> io::Result<usize> {
@@ -95,94 +116,56 @@ fn open_socket(groups: &[MulticastGroup]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Ten thousand routes of ours come and go: the kernel itself drops the word on
-/// each that is not a default route (`SO_ATTACH_FILTER`, linux/filter.h).
-fn pass_default_routes_alone(socket: &Socket) -> io::Result<()> {
-    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
-    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
-    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    /// `nlmsg_type`, and `rtm_dst_len` behind the header.
-    const TYPE_AT: u32 = 4;
-    const PREFIX_LENGTH_AT: u32 = 16 + 1;
-    // The filter loads in network order what netlink has in the host's.
-    let kind = |kind: u16| u32::from(kind.to_be());
-    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    let mut filter = [
-        step(LOAD_HALF, TYPE_AT, 0, 0),
-        step(IF_EQUAL, kind(libc::RTM_NEWROUTE), 1, 0),
-        step(IF_EQUAL, kind(libc::RTM_DELROUTE), 0, 2),
-        step(LOAD_BYTE, PREFIX_LENGTH_AT, 0, 0),
-        step(IF_EQUAL, 0, 0, 1),
-        step(RETURN, u32::MAX, 0, 0),
-        step(RETURN, 0, 0, 0),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program and what it points to live until the call returns, which
-    // copies both.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 impl Events for Monitor {
     async fn ready(&mut self) -> Result<(), NetlinkError> {
-        loop {
+        while self.told.is_empty() {
             let guard = self.socket.readable().await;
-            let mut guard = guard.map_err(|e| Cause::from(e).of("netlink multicast socket"))?;
-            // `drain` reads behind the runtime's back, so ask the socket itself.
+            let mut guard = guard.map_err(of_socket)?;
+            // `next` reads behind the runtime's back, so ask the socket itself.
             let peeked = guard.get_inner().recv(&mut [0_u8; 1].as_mut_slice(), libc::MSG_PEEK);
             match peeked {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 Ok(_) => return Ok(()),
                 // The kernel says so once, to whoever reads first.
-                Err(e) => {
-                    self.lost = Some(overrun(e));
-                    return Ok(());
-                }
+                Err(e) => self.told.push_back(overrun(e)),
             }
         }
+        Ok(())
     }
 
-    fn drain(&mut self) -> Vec<KernelEvent> {
-        let mut events = Vec::new();
-        let mut lost = self.lost.take();
-        for _ in 0..DRAIN {
+    fn next(&mut self, news: News) -> Option<KernelEvent> {
+        for _ in 0..MAX_PASSED_OVER {
+            if let Some(event) = self.told.pop_front() {
+                return Some(event);
+            }
             match self.receive() {
                 Ok(length) if length > self.buffer.len() => {
-                    lost = Some(format!("a notification of {length} bytes was cut off"));
+                    let why = format!("a notification of {length} bytes was cut off");
+                    return Some(KernelEvent::Resync(why));
                 }
-                // Older than the look that will follow.
-                Ok(_) if lost.is_some() => {}
                 Ok(length) => {
-                    events.extend(messages(&self.buffer[..length]).filter_map(|(h, p)| event(&h, p)));
+                    let asked_for = messages(&self.buffer[..length])
+                        .filter(|(header, _)| news == News::All || is_of_links(header));
+                    self.told.extend(asked_for.filter_map(|(header, payload)| event(&header, payload)));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return or_resync(events, lost),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => lost = Some(overrun(e)),
+                Err(e) => return Some(overrun(e)),
             }
         }
-        // What is left in the socket may be older than that look, too.
-        self.lost.clone_from(&lost);
-        or_resync(events, lost)
+        None
     }
+}
+
+fn is_of_links(header: &NetlinkHeader) -> bool {
+    matches!(header.message_type, libc::RTM_NEWLINK | libc::RTM_DELLINK)
 }
 
 /// ENOBUFS: they came faster than they were read.
-fn overrun(error: io::Error) -> String {
-    format!("notifications were lost: {}", Cause::from(error))
+fn overrun(error: io::Error) -> KernelEvent {
+    KernelEvent::Resync(format!("notifications were lost: {}", Cause::from(error)))
 }
 
-fn or_resync(events: Vec<KernelEvent>, lost: Option<String>) -> Vec<KernelEvent> {
-    match lost {
-        Some(why) => vec![KernelEvent::Resync(why)],
-        None => events,
-    }
+fn of_socket(error: io::Error) -> NetlinkError {
+    Cause::from(error).of("netlink multicast socket")
 }

@@ -143,6 +143,13 @@ impl Connection {
         set_recv_timeout(&self.socket, limit).map_err(|e| Cause::from(e).of("netlink socket"))
     }
 
+    /// The number that the kernel knows the socket by.
+    pub fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address)?;
+        Ok(address.port_number())
+    }
+
     /// Messages of dumps that could not be decoded, since the socket was
     /// opened. They are left out of the dumps.
     pub fn undecodable(&self) -> u64 {

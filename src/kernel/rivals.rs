@@ -22,7 +22,7 @@ const KNOWN: &[(&str, &str)] = &[
 ];
 
 /// Those that run in this process's network namespace.
-pub(super) fn running() -> Vec<String> {
+pub fn running() -> Vec<String> {
     let namespace = |pid: &Path| fs::read_link(pid.join("ns/net")).ok();
     let Some(ours) = namespace(Path::new("/proc/self")) else { return Vec::new() };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());

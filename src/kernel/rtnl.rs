@@ -43,9 +43,42 @@ impl Rtnl {
         };
         Ok(Rtnl { connection, netns, nexthops })
     }
+
+    /// The number that the kernel knows our socket by (`nlmsg_pid`).
+    pub(super) fn port(&self) -> io::Result<u32> {
+        self.connection.port()
+    }
 }
 
 impl Kernel for Rtnl {
+    /// One by one: there are few in scope, and a node may have thousands.
+    fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError> {
+        let mut seen = Vec::new();
+        for name in scope.links() {
+            match self.link(request::get_link(name)) {
+                Ok(link) => seen.push(link),
+                Err(cause) if cause.errno() == Some(libc::ENODEV) => {}
+                Err(cause) => return Err(cause.of(format_args!("link {name}"))),
+            }
+        }
+        let mut names: BTreeMap<_, _> = seen.iter().map(|link| (link.index, link.name)).collect();
+        for vxlan in seen.iter().filter_map(|link| link.vxlan.as_ref()) {
+            if !names.contains_key(&vxlan.underlay)
+                && let Ok(underlay) = self.link(request::get_link_at(vxlan.underlay))
+            {
+                names.insert(underlay.index, underlay.name);
+            }
+        }
+        let observed = |link: LinkEntry| {
+            let mut observed = ObservedLink::seen(&link, |index| names.get(&index).copied());
+            if observed.kind.is_some() {
+                observed.tx_checksum = offload::tx_checksum(self.connection.as_fd(), link.name).ok();
+            }
+            (link.name, observed)
+        };
+        Ok(seen.into_iter().map(observed).collect())
+    }
+
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError> {
         let undecodable = self.connection.undecodable();
         let mut have = Observed { links: self.links(scope)?, ..Observed::default() };
@@ -222,34 +255,6 @@ impl Rtnl {
             RouteNetlinkMessage::NewLink(message) => LinkEntry::of(&message).ok_or(Cause::NoAnswer),
             _ => Err(Cause::NoAnswer),
         }
-    }
-
-    /// One by one: there are few in scope, and a node may have thousands.
-    fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError> {
-        let mut seen = Vec::new();
-        for name in scope.links() {
-            match self.link(request::get_link(name)) {
-                Ok(link) => seen.push(link),
-                Err(cause) if cause.errno() == Some(libc::ENODEV) => {}
-                Err(cause) => return Err(cause.of(format_args!("link {name}"))),
-            }
-        }
-        let mut names: BTreeMap<_, _> = seen.iter().map(|link| (link.index, link.name)).collect();
-        for vxlan in seen.iter().filter_map(|link| link.vxlan.as_ref()) {
-            if !names.contains_key(&vxlan.underlay)
-                && let Ok(underlay) = self.link(request::get_link_at(vxlan.underlay))
-            {
-                names.insert(underlay.index, underlay.name);
-            }
-        }
-        let observed = |link: LinkEntry| {
-            let mut observed = ObservedLink::seen(&link, |index| names.get(&index).copied());
-            if observed.kind.is_some() {
-                observed.tx_checksum = offload::tx_checksum(self.connection.as_fd(), link.name).ok();
-            }
-            (link.name, observed)
-        };
-        Ok(seen.into_iter().map(observed).collect())
     }
 
     fn learn(

@@ -3,12 +3,15 @@ use std::future::Future;
 
 use super::Entry;
 use super::netlink::NetlinkError;
-use crate::desired::{Desired, Observed, Op, Ownership};
+use crate::desired::{Desired, Observed, ObservedLink, Op, Ownership};
 use crate::model::IfName;
 
 /// The kernel as the reconciler sees it. Calls are synchronous and short: the
 /// kernel does the work inside the system call.
 pub trait Kernel: Send {
+    /// The links in `scope` alone, read afresh in microseconds.
+    fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError>;
+
     /// The state of what is in `scope`, read afresh.
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError>;
 
@@ -33,12 +36,21 @@ pub trait Kernel: Send {
 
 /// What the kernel tells of its own accord.
 pub trait Events: Send {
-    /// Wait until there is something to `drain`.
+    /// Wait until there is a `next`.
     fn ready(&mut self) -> impl Future<Output = Result<(), NetlinkError>> + Send;
 
-    /// What has been told up to now, in the kernel's order. Whatever was told
-    /// before a change of ours was made comes before that change's own echo.
-    fn drain(&mut self) -> Vec<KernelEvent>;
+    /// The next of what has been told up to now, in the kernel's order. Of `News`
+    /// that is not asked for it is passed over.
+    fn next(&mut self, news: News) -> Option<KernelEvent>;
+}
+
+/// What is worth hearing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    All,
+    /// Of links, and that notifications were lost: all else is older than the look
+    /// that will follow.
+    OfLinks,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +62,17 @@ pub enum KernelEvent {
     Setting,
     /// Notifications were lost, for this reason: look at everything again.
     Resync(String),
+}
+
+impl KernelEvent {
+    pub(super) fn is_of_links(&self) -> bool {
+        matches!(
+            self,
+            KernelEvent::Added(Entry::Link(_))
+                | KernelEvent::Removed(Entry::Link(_))
+                | KernelEvent::Resync(_)
+        )
+    }
 }
 
 /// Settings: the kernel announces a change of forwarding, but not of `accept_ra`,

@@ -59,20 +59,34 @@ impl Healing {
         self.repairs.values().sum()
     }
 
+    /// With those of another loop.
+    pub fn and(mut self, other: &Healing) -> Healing {
+        for (kind, count) in &other.repairs {
+            *self.repairs.entry(kind).or_default() += count;
+        }
+        self.fights.extend(other.fights.iter().cloned());
+        self.recent.extend(other.recent.iter().cloned());
+        self.recent.make_contiguous().sort_by_key(|repair| repair.at);
+        self
+    }
+
+    /// So many of one kind at once, the first of them named.
+    pub(super) fn count(&mut self, kind: &'static str, object: &str, count: u64) {
+        *self.repairs.entry(kind).or_default() += count;
+        self.recent.push_back(Repair { at: Instant::now(), object: object.to_owned(), count });
+        let old = self.recent.len().saturating_sub(MAX_RECENT);
+        self.recent.drain(..old);
+    }
+
     /// Of one pass: how many of each kind, and the first of each.
     pub(super) fn remember(
         &mut self,
         repairs: &BTreeMap<&'static str, u64>,
         examples: &BTreeMap<&'static str, String>,
     ) {
-        let repair = |(kind, object): (&&'static str, &String)| Repair {
-            at: Instant::now(),
-            object: object.clone(),
-            count: repairs.get(kind).copied().unwrap_or(1),
-        };
-        self.recent.extend(examples.iter().map(repair));
-        let old = self.recent.len().saturating_sub(MAX_RECENT);
-        self.recent.drain(..old);
+        for (kind, object) in examples {
+            self.count(kind, object, repairs.get(kind).copied().unwrap_or(1));
+        }
     }
 }
 
@@ -112,6 +126,11 @@ impl Fights {
         if let Some(repairs) = self.by_object.get_mut(object) {
             repairs.suspects = suspects;
         }
+    }
+
+    /// When all of them may be put right.
+    pub fn all_due(&self) -> Option<Instant> {
+        self.by_object.values().map(|repairs| repairs.last + repairs.rest()).max()
     }
 
     /// When `object` may be put right: an instant that may have passed.

@@ -8,11 +8,12 @@ use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use weft::desired::Op;
 use weft::kernel::netlink::NetlinkError;
-use weft::kernel::{Monitor, Nexthops};
+use weft::kernel::{Entry, Events, KernelEvent, Monitor, News, Nexthops};
 use weft::reconciler::{Handle, Reconciler, Settings, State, Target};
 
-use crate::fabric::{Fabric, key, without};
+use crate::fabric::{Fabric, apply, key, without};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -65,6 +66,85 @@ fn what_others_break_is_healed_at_once() {
         }
         running.stop();
     }
+}
+
+#[test]
+fn a_link_is_put_right_before_the_rest_is_read() {
+    let running = Running::start(Fabric::new("heal-first", "vxlan", "", 5), Nexthops::WherePossible);
+    for (n, breakage) in ["address 02:02:02:02:02:02", "mtu 1300", "down"].into_iter().enumerate() {
+        let looks = running.state().looks;
+        running.fabric.by_hand(&format!("link set flannel.1 {breakage}"));
+        running.await_whole(breakage);
+        running.await_state(breakage, |state| state.healing.repairs.get("link") == Some(&(n as u64 + 1)));
+        assert_eq!(running.state().looks, looks + 1, "{breakage}: once, when the link was well again");
+    }
+    running.stop();
+}
+
+#[test]
+fn peers_that_packets_are_sent_to_come_first() {
+    let fabric = Fabric::new("heal-use", "vxlan", "", 30);
+    let mut kernel = fabric.kernel(Nexthops::WherePossible);
+    let plan = fabric.plan(&mut kernel);
+    apply(&mut kernel, &plan);
+    let sorted = |op: &Op| matches!(op, Op::SetNeighbour { ip, .. } if ip.to_string() == "10.64.1.0");
+    let first = |plan: &[Op]| plan.iter().find(|op| matches!(op, Op::SetNeighbour { .. })).cloned().unwrap();
+    fabric.by_hand("link set flannel.1 down");
+    let plan = fabric.plan(&mut kernel);
+    assert!(sorted(&first(&plan)), "{plan:?}");
+    apply(&mut kernel, &plan);
+    std::thread::sleep(Duration::from_millis(50));
+
+    // Nobody answers.
+    let _ = fabric.host.run("ping", ["-c1", "-W1", "10.64.23.0"]);
+    fabric.by_hand("link set flannel.1 down");
+    let plan = fabric.plan(&mut kernel);
+
+    let peers = plan.iter().skip_while(|op| !matches!(op, Op::SetNeighbour { .. }));
+    let peers: Vec<_> = peers.take(4).map(ToString::to_string).collect();
+    assert!(peers[0].starts_with("neighbour 10.64.23.0 "), "{peers:?}");
+    assert!(peers[1].contains("via 10.64.23.0 dev flannel.1"), "{peers:?}");
+    assert!(peers[2].starts_with("route 10.64.23.0/24 via"), "{peers:?}");
+    assert!(peers[3].starts_with("neighbour 10.64.1.0 "), "{peers:?}");
+}
+
+#[test]
+fn the_kernel_tells_of_what_others_do_not_of_what_we_did() {
+    let fabric = Fabric::new("heal-echo", "vxlan", "", 10);
+    let mut kernel = fabric.kernel(Nexthops::WherePossible);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let netns = fabric.netns();
+    let monitor = Monitor::open(Some(std::os::fd::AsFd::as_fd(&netns))).unwrap();
+    let mut monitor = monitor.without_echo_of(&kernel).unwrap();
+    let mut told = || std::iter::from_fn(|| monitor.next(News::All)).collect::<Vec<_>>();
+    let plan = fabric.plan(&mut kernel);
+    apply(&mut kernel, &plan);
+    let is_echo = |event: &KernelEvent| {
+        use Entry::{Neighbour, Nexthop, Route};
+        matches!(
+            event,
+            KernelEvent::Added(Neighbour { mac: Some(_), .. } | Nexthop { .. } | Route { protocol: 87, .. })
+        )
+    };
+    let events = told();
+    assert!(events.iter().any(|event| matches!(event, KernelEvent::Added(Entry::Link(_)))), "{events:?}");
+    assert_eq!(events.iter().filter(|event| is_echo(event)).count(), 0, "{events:?}");
+
+    fabric.by_hand("route del 10.64.3.0/24");
+    fabric.by_hand("neigh del 10.64.3.0 dev flannel.1");
+    let events = told();
+    assert!(
+        events.iter().any(|event| matches!(event, KernelEvent::Removed(Entry::Route { .. }))),
+        "{events:?}"
+    );
+    assert!(events.iter().any(|event| matches!(event, KernelEvent::Removed(Entry::Neighbour { .. }))));
+    fabric.by_hand("neigh flush dev flannel.1 nud permanent");
+    fabric.by_hand("link set flannel.1 mtu 1300");
+    let of_links: Vec<_> = std::iter::from_fn(|| monitor.next(News::OfLinks)).collect();
+    assert!(!of_links.is_empty());
+    let is_of_links = |event: &KernelEvent| matches!(event, KernelEvent::Added(Entry::Link(_)));
+    assert!(of_links.iter().all(is_of_links), "{of_links:?}");
 }
 
 #[test]
@@ -254,8 +334,9 @@ impl Running {
         let netns = fabric.netns();
         let (task, handle) = {
             let _inside = runtime.enter();
-            let monitor = Monitor::open(Some(std::os::fd::AsFd::as_fd(&netns))).unwrap();
             let (kernel, backend) = (fabric.kernel(nexthops), Arc::from(fabric.backend()));
+            let monitor = Monitor::open(Some(std::os::fd::AsFd::as_fd(&netns))).unwrap();
+            let monitor = monitor.without_echo_of(&kernel).unwrap();
             let own = fabric.backend.ownership();
             let (reconciler, handle) =
                 Reconciler::new(kernel, monitor, backend, own, target.clone(), Settings::default());

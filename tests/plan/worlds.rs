@@ -153,7 +153,18 @@ pub fn observed() -> impl Strategy<Value = Observed> {
     let parts = (links, addresses, neighbours, fdb, nexthops, routes, any::<bool>());
     parts.prop_map(|(links, addresses, neighbours, fdb, nexthops, routes, nexthop_objects)| {
         let sysctls = BTreeMap::from([("net/ipv6/conf/flannel.1/accept_ra".to_owned(), "1".to_owned())]);
-        tidy(Observed { links, addresses, neighbours, fdb, nexthops, routes, sysctls, nexthop_objects })
+        let in_use = fdb.keys().copied().step_by(2).collect();
+        tidy(Observed {
+            links,
+            addresses,
+            neighbours,
+            fdb,
+            in_use,
+            nexthops,
+            routes,
+            sysctls,
+            nexthop_objects,
+        })
     })
 }
 

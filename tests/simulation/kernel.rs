@@ -2,7 +2,7 @@
 //! that nothing foreign is touched and that no peer's route is taken away while
 //! the peer's lease stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use weft::desired::{NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op};
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::{Cause, NetlinkError};
-use weft::kernel::{Events, Glance, Kernel, KernelEvent, Scope};
+use weft::kernel::{Events, Glance, Kernel, KernelEvent, News, Scope};
 use weft::model::{IfName, Mac};
 
 use super::store::{Model, Record, Writer, subnet_of};
@@ -41,13 +41,14 @@ pub fn before(address: &[IpNetwork]) -> Observed {
     let route = |nexthop, nexthop_id, protocol| ObservedRoute { nexthop, nexthop_id, protocol };
     let net = |text: &str| text.parse::<IpNetwork>().unwrap();
     let docker_hop = via("172.17.0.5", docker);
-    let mut addresses: std::collections::BTreeSet<_> = address.iter().map(|net| (uplink(), *net)).collect();
+    let mut addresses: BTreeSet<_> = address.iter().map(|net| (uplink(), *net)).collect();
     addresses.insert((docker, net("172.17.0.1/16")));
     Observed {
         links: [(uplink(), link(2, 2)), (docker, link(3, 3))].into(),
         addresses,
         neighbours: [((docker, "172.17.0.9".parse().unwrap()), Mac([2, 0, 0, 0, 1, 9]))].into(),
         fdb: BTreeMap::new(),
+        in_use: BTreeSet::new(),
         nexthops: [
             (1, ObservedNexthop { nexthop: docker_hop, protocol: BGP }),
             (*NEXTHOP_IDS.start(), ObservedNexthop { nexthop: docker_hop, protocol: BGP }),
@@ -128,6 +129,13 @@ pub struct SimKernel {
 }
 
 impl Kernel for SimKernel {
+    fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError> {
+        if self.life.is_over() {
+            return Err(self.dead());
+        }
+        self.fake.links(scope)
+    }
+
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError> {
         if self.life.is_over() {
             return Err(self.dead());
@@ -210,11 +218,12 @@ impl Events for SimEvents {
         self.fake.ready().await
     }
 
-    fn drain(&mut self) -> Vec<KernelEvent> {
-        let mut events = self.fake.drain();
-        if self.deaf {
-            events.retain(|event| !matches!(event, KernelEvent::Resync(_)));
+    fn next(&mut self, news: News) -> Option<KernelEvent> {
+        loop {
+            match self.fake.next(news) {
+                Some(KernelEvent::Resync(_)) if self.deaf => {}
+                event => return event,
+            }
         }
-        events
     }
 }
