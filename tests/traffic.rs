@@ -168,14 +168,15 @@ fn a_tool_with_words_of_its_own_is_no_reason_to_write_for_ever() {
     assert_eq!(writes(), 8, "one for each family and the guard: {}", node.daemons[0].log_tail(30));
 }
 
-/// By notification or by the look each second: the audit is a minute away. The
-/// rest between repairs grows while they follow each other.
+/// By notification, of legacy iptables by the look each second: the audit is a
+/// minute away.
 #[test]
 fn removed_rules_come_back() {
     for mode in [Mode::Nftables, Mode::Iptables, Mode::Legacy] {
         let mut node = Nodes::new("back", 1);
         mode.prepare(&node.hosts[0]);
-        node.start(0, mode, &["--ip-masq", "--iptables-resync=1"]);
+        let resync = if mode == Mode::Legacy { "--iptables-resync=1" } else { "--iptables-resync=60" };
+        node.start(0, mode, &["--ip-masq", resync]);
         let host = &node.hosts[0];
         let whole = mode.own_rules(host);
         assert!(whole.lines().count() > 15, "{mode:?}: {whole}");
@@ -188,6 +189,8 @@ fn removed_rules_come_back() {
             }
             println!("{mode:?}: {program} {arguments:?}: back after {:?}", begun.elapsed());
         }
+        let counted = || node.repairs(0, "rules") >= mode.faults().len() as u64;
+        wait_until(SOON, "rules among what was healed", counted).unwrap();
     }
 }
 
@@ -251,7 +254,7 @@ fn changing_the_mode_or_the_network_leaves_nothing_of_the_old() {
 #[test]
 fn a_blackhole_lives_beside_the_bridge() {
     let mut node = Nodes::new("hole", 1);
-    node.start(0, Mode::Nftables, &["--ip-blackhole-route", "--iptables-resync=1"]);
+    node.start(0, Mode::Nftables, &["--ip-blackhole-route"]);
     let pod = node.pod(0);
     let host = node.hosts[0].clone();
     let holes = || {
@@ -272,7 +275,10 @@ fn a_blackhole_lives_beside_the_bridge() {
         let dst = hole["dst"].as_str().unwrap();
         host.run("ip", [family, "route", "del", "blackhole", dst, "metric", "4294967295"]).unwrap();
     }
-    wait_until(SOON, "the blackhole routes", || holes() == (1, 1)).unwrap();
+    wait_until(SOON, "the blackhole routes, by notification", || holes() == (1, 1)).unwrap();
+    wait_until(SOON, "them among what was healed", || node.repairs(0, "blackhole") == 2).unwrap();
+    host.run("nft", ["delete table inet weft-guard"]).unwrap();
+    wait_until(SOON, "the guard among them", || node.repairs(0, "guard") == 1).unwrap();
 
     node.daemons[0].terminate(SOON).unwrap();
     node.start(0, Mode::Nftables, &[]);
@@ -484,6 +490,15 @@ impl Nodes {
     fn status(&self, i: usize) -> Result<String, netns_harness::Error> {
         let socket = self.hosts[i].dir().join("admin.sock").display().to_string();
         self.hosts[i].run(env!("CARGO_BIN_EXE_weft"), ["status", "--admin-socket", &socket])
+    }
+
+    /// Of one kind, as its status has them.
+    fn repairs(&self, i: usize, kind: &str) -> u64 {
+        let socket = self.hosts[i].dir().join("admin.sock").display().to_string();
+        let arguments = ["status", "--json", "--admin-socket", &socket];
+        let status = self.hosts[i].run(env!("CARGO_BIN_EXE_weft"), arguments).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["kernel"]["repaired"][kind].as_u64().unwrap_or(0)
     }
 
     fn spawn(&mut self, i: usize, mode: Mode, options: &[&str]) {

@@ -14,8 +14,8 @@ use tracing::{error, info, warn};
 use super::health;
 use crate::backends::Backend;
 use crate::firewall::guard::{TABLE, addresses};
-use crate::kernel::firewall::{GuardKeeper, Watch, guard_stands, remove_guard};
-use crate::reconciler::Target;
+use crate::kernel::firewall::{GuardKeeper, Subject, Watch, guard_stands, remove_guard};
+use crate::reconciler::{Healing, Ledger, Target};
 
 /// Between two writes: what changes meanwhile goes in one.
 const REST: Duration = Duration::from_millis(20);
@@ -52,6 +52,7 @@ pub struct Guard {
     changes: watch::Receiver<u64>,
     watch: Option<Watch>,
     audit: Duration,
+    repairs: Ledger,
     state: watch::Sender<GuardState>,
 }
 
@@ -75,20 +76,26 @@ pub async fn start(
         return (told, None);
     };
     // Before the first look, so that no change is missed.
-    let watch =
-        Watch::open(&[TABLE.1]).inspect_err(|error| warn!("{error}: looking at the guard now and then"));
+    let watch = Watch::open(Subject::tables(&[TABLE.1]))
+        .inspect_err(|error| warn!("{error}: looking at the guard now and then"));
     let (changes, target, kind) = (target.subscribe(), target.clone(), backend.kind());
-    let mut guard = Guard { keeper, kind, target, changes, watch: watch.ok(), audit, state };
+    let (watch, repairs) = (watch.ok(), Ledger::new("guard"));
+    let mut guard = Guard { keeper, kind, target, changes, watch, audit, repairs, state };
     guard.admit("guard: only leased peers may send into the fabric").await;
     (told, Some(guard))
 }
 
 impl Guard {
+    pub fn healing(&self) -> watch::Receiver<Healing> {
+        self.repairs.healing()
+    }
+
     /// Follows the leases, for ever.
     pub async fn run(mut self) {
         let mut look = Instant::now() + self.audit;
         loop {
             health::beat();
+            self.repairs.forget_quiet();
             let disturbed = async {
                 match &mut self.watch {
                     Some(watch) => watch.changed().await,
@@ -113,6 +120,9 @@ impl Guard {
             }
             let wrote_or_failed = self.admit(done).await;
             look = Instant::now() + self.audit;
+            if doubt && wrote_or_failed && self.state.borrow().trouble.is_none() {
+                self.repairs.repaired(&[format!("table {} {}", TABLE.0, TABLE.1)]);
+            }
             let again = doubt && wrote_or_failed || self.state.borrow().trouble.is_some();
             tokio::time::sleep(if again { PAUSE } else { REST }).await;
         }

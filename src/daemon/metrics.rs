@@ -98,14 +98,14 @@ impl Node {
             store: leases.store.facts(),
             guard: source.guard(),
             traffic_in_force: source.traffic_trouble().is_none(),
-            reconciler: Reconciled::of(&source.reconciler().borrow()),
+            reconciler: Reconciled::of(&source.reconciler().borrow(), source.healing()),
         }
     }
 }
 
 impl Reconciled {
-    fn of(state: &State) -> Reconciled {
-        let Healing { repairs, fights, .. } = &state.healing;
+    fn of(state: &State, healing: Healing) -> Reconciled {
+        let Healing { repairs, fights, .. } = healing;
         let named = fights.iter().take(NAMED_FIGHTS).map(|fight| (fight.object.clone(), fight.count));
         Reconciled {
             synced: state.synced,
@@ -114,9 +114,9 @@ impl Reconciled {
             ops: state.ops.clone(),
             errors: state.errors,
             looks: state.looks,
-            repairs: repairs.clone(),
             fights: fights.len(),
             named_fights: named.collect(),
+            repairs,
             failing: state.failed.len(),
             rejected: state.rejected.len(),
         }

@@ -2,6 +2,7 @@
 //! until a signal comes. Forwarding stays in place when they end.
 
 pub mod admin;
+mod blackholes;
 pub mod config;
 mod follow_uplink;
 mod guard;
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::blackholes::Blackholes;
 use self::config::DaemonArgs;
 use self::follow_uplink::Uplink;
 use self::health::Health;
@@ -91,9 +93,13 @@ async fn start(
         guard::start(args.traffic.guard, &joined.backend, &target, audit),
     );
     let complaint = traffic.complaint();
+    let blackholes = Blackholes::start(args.traffic.ip_blackhole_route, own, audit);
+    let mut healing = vec![traffic.healing(), blackholes.healing()];
+    healing.extend(guard.as_ref().map(|guard| guard.healing()));
     write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
     let audits = audits(args);
     tasks.spawn_watched("traffic rules", audits, traffic.run());
+    tasks.spawn_watched("blackhole routes", audits, blackholes.run());
     if let Some(guard) = guard {
         tasks.spawn_watched("guard", audits, guard.run());
     }
@@ -108,7 +114,7 @@ async fn start(
         &joined,
         leases.clone(),
         reconciler.clone(),
-        Loops { uplink, traffic: complaint, guard: guarded },
+        Loops { uplink, traffic: complaint, guard: guarded, healing },
     );
     site.joined(source);
     let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;
@@ -146,9 +152,11 @@ fn start_reconciler(
 ) -> anyhow::Result<reconciler::Handle> {
     let nexthops = if args.plain_routes { Nexthops::Never } else { Nexthops::WherePossible };
     let settings = Settings { audit: args.audit_interval(), ..Settings::default() };
+    let kernel = Rtnl::open(None, nexthops)?;
+    let monitor = Monitor::open(None)?.without_echo_of(&kernel)?;
     let (reconciler, handle) = Reconciler::new(
-        Rtnl::open(None, nexthops)?,
-        Monitor::open(None)?,
+        kernel,
+        monitor,
         joined.backend.clone(),
         joined.backend.ownership(),
         target,

@@ -1,5 +1,5 @@
 //! Keeps what is done to containers' packets at the border of the fabric: the
-//! masquerade and forward rules, and the blackhole route.
+//! masquerade and forward rules.
 
 use std::time::Duration;
 
@@ -10,18 +10,15 @@ use tracing::{debug, error, info, warn};
 
 use super::config::go_bool;
 use super::guard::GuardMode;
-use crate::firewall::{Intent, Ruleset, nftables};
-use crate::kernel::blackhole;
-use crate::kernel::firewall::{Keeper, Place, Watch, choose, clear, has_bridge_netfilter};
-use crate::kernel::netlink::Connection;
+use crate::firewall::{Intent, Ruleset, iptables, nftables};
+use crate::kernel::firewall::{Keeper, Place, Subject, Watch, choose, clear, has_bridge_netfilter};
 use crate::model::{Family, NetworkConfig, SubnetKey};
+use crate::reconciler::{Healing, Ledger};
 
 /// A change comes in several messages, and often with another right behind it.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Between two looks. Where each look has to write, the rest doubles, so that
-/// another who writes without end costs little.
+/// The least time between two looks.
 const REST: Duration = Duration::from_millis(100);
-const MAX_REST: Duration = Duration::from_secs(5);
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Traffic rules")]
@@ -49,8 +46,8 @@ pub struct TrafficArgs {
           default_missing_value = "true", require_equals = true, value_parser = go_bool(), value_name = "BOOL")]
     pub iptables_forward_rules: bool,
 
-    /// Seconds between two looks whether the iptables rules are still there;
-    /// nftables tells by itself.
+    /// Seconds between two looks whether rules of legacy iptables are still there;
+    /// of others the kernel tells.
     #[arg(long, env = "FLANNELD_IPTABLES_RESYNC", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "SECONDS")]
     pub iptables_resync: u32,
 
@@ -74,12 +71,10 @@ pub struct Traffic {
     families: Vec<Family>,
     /// How often to look without a reason.
     interval: Duration,
-    /// Subnets that have a blackhole route.
-    blackholes: Vec<IpNetwork>,
-    /// Tells of changes to nftables; iptables is looked at.
+    /// Tells of changes but to legacy iptables, which is looked at.
     watch: Option<Watch>,
     resync: Duration,
-    rest: Duration,
+    repairs: Ledger,
     drops: Vec<String>,
     /// Why rules that are asked for are not in force.
     complaint: watch::Sender<Option<String>>,
@@ -109,23 +104,19 @@ impl Traffic {
         // Before the first look, so that no change is missed.
         let watch = keeper.as_ref().and_then(follow);
         let interval = if watch.is_some() { audit } else { resync };
-        let blackholes =
-            if args.ip_blackhole_route { own.nets().map(|(_, net)| net).collect() } else { vec![] };
         let mut traffic = Traffic {
             keeper,
             families,
             interval,
-            blackholes,
             watch,
             resync,
-            rest: REST,
+            repairs: Ledger::new("rules"),
             drops: vec![],
             complaint,
         };
         traffic.enforce("traffic rules are in force").await;
         traffic.clear_elsewhere().await;
         traffic.look_for_drops().await;
-        traffic.ensure_blackholes();
         traffic
     }
 
@@ -134,12 +125,16 @@ impl Traffic {
         self.complaint.subscribe()
     }
 
+    pub fn healing(&self) -> watch::Receiver<Healing> {
+        self.repairs.healing()
+    }
+
     /// Puts back what others remove, for ever.
     pub async fn run(mut self) {
-        let mut next_blackhole = tokio::time::Instant::now() + self.resync;
         let mut next_look = tokio::time::Instant::now() + self.interval;
         loop {
             super::health::beat();
+            self.repairs.forget_quiet();
             let notified = async {
                 match &mut self.watch {
                     Some(watch) => watch.changed().await,
@@ -156,42 +151,37 @@ impl Traffic {
                 }
                 () = tokio::time::sleep_until(next_look) => {}
                 () = tokio::time::sleep(super::health::BEAT) => continue,
-                () = tokio::time::sleep_until(next_blackhole), if !self.blackholes.is_empty() => {
-                    self.ensure_blackholes();
-                    next_blackhole = tokio::time::Instant::now() + self.resync;
-                    continue;
-                }
             }
-            let well = self.enforce("traffic rules were changed by others and are put back").await;
+            let written = self.enforce("traffic rules were changed by others and are put back").await;
+            let well = written.is_some();
+            let name = |object: String| format!("rules of {object}");
+            self.repairs.repaired(&written.into_iter().flatten().map(name).collect::<Vec<_>>());
             if self.watch.is_some() || !well {
                 self.look_for_drops().await;
             }
             next_look = tokio::time::Instant::now() + if well { self.interval } else { self.resync };
-            tokio::time::sleep(self.rest).await;
+            tokio::time::sleep(REST).await;
+            if let Some(due) = self.repairs.due() {
+                tokio::time::sleep_until(due).await;
+            }
         }
     }
 
-    /// Whether all is as it should be now.
-    async fn enforce(&mut self, done: &str) -> bool {
-        let Some(keeper) = &mut self.keeper else { return true };
-        let complaint = match keeper.enforce().await {
-            Ok(written) if written.is_empty() => {
-                self.rest = REST;
-                None
-            }
-            Ok(written) => {
-                info!(place = %keeper.place(), "{done}: {}", written.join(", "));
-                self.rest = MAX_REST.min(2 * self.rest);
-                None
-            }
-            Err(error) => Some(format!("traffic rules: {error}")),
-        };
-        let well = complaint.is_none();
+    /// What had to be written for all to be as it should be; `None` where it is not.
+    async fn enforce(&mut self, done: &str) -> Option<Vec<String>> {
+        let Some(keeper) = &mut self.keeper else { return Some(Vec::new()) };
+        let enforced = keeper.enforce().await;
+        if let Ok(written) = &enforced
+            && !written.is_empty()
+        {
+            info!(place = %keeper.place(), "{done}: {}", written.join(", "));
+        }
+        let complaint = enforced.as_ref().err().map(|error| format!("traffic rules: {error}"));
         let before = self.complaint.send_replace(complaint.clone());
         if let Some(new) = complaint.filter(|new| before.as_ref() != Some(new)) {
             error!("{new}: trying again every {} s", self.resync.as_secs());
         }
-        well
+        enforced.ok()
     }
 
     /// After the rules are in force, so that no packet goes without.
@@ -217,16 +207,6 @@ impl Traffic {
             );
         }
         self.drops = drops;
-    }
-
-    fn ensure_blackholes(&self) {
-        let ensured =
-            Connection::open().and_then(|mut kernel| blackhole::ensure(&mut kernel, &self.blackholes));
-        match ensured {
-            Ok(0) => {}
-            Ok(changed) => info!(changed, "blackhole routes set right"),
-            Err(error) => warn!("{error}"),
-        }
     }
 }
 
@@ -268,12 +248,15 @@ async fn keeper(
 }
 
 fn follow(keeper: &Keeper) -> Option<Watch> {
-    if *keeper.place() != Place::Nftables {
-        return None;
-    }
-    Watch::open(nftables::TABLES)
-        .inspect_err(|error| warn!("{error}: looking at the rules now and then instead"))
-        .ok()
+    let subject = match keeper.place() {
+        Place::Nftables => Subject::tables(nftables::TABLES),
+        // Others may change thousands of rules beside ours.
+        Place::Iptables(tables) if !tables.legacy => {
+            Subject { tables: iptables::TABLES, chains: Some(iptables::CHAINS) }
+        }
+        Place::Iptables(_) => return None,
+    };
+    Watch::open(subject).inspect_err(|error| warn!("{error}: looking at the rules now and then instead")).ok()
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ pub const FORWARD: Chain =
 /// have made it there.
 const ASTRAY: Chain = Chain { table: "nat", ..FORWARD };
 
+/// All that is of concern to us in iptables' tables: these chains, whether ours or
+/// those that lead to ours.
+pub const CHAINS: &[&str] = &[MASQUERADE.name, MASQUERADE.hook, FORWARD.name, FORWARD.hook];
+pub const TABLES: &[&str] = &[MASQUERADE.table, FORWARD.table];
+
 /// The chains of a ruleset with their rules.
 pub fn chains(want: &Ruleset) -> [(Chain, Option<&[Rule]>); 2] {
     [(MASQUERADE, want.masquerade.as_deref()), (FORWARD, want.forward.as_deref())]

@@ -23,8 +23,8 @@ use crate::model::Family;
 const METRIC: u32 = u32::MAX;
 
 /// Make blackhole routes of ours lead to `subnets` and to nothing else; flannel's
-/// to the same go. How many were changed.
-pub fn ensure(connection: &mut Connection, subnets: &[IpNetwork]) -> Result<usize, NetlinkError> {
+/// to the same go. Those that were changed, by name.
+pub fn ensure(connection: &mut Connection, subnets: &[IpNetwork]) -> Result<Vec<String>, NetlinkError> {
     let mut changes = Vec::new();
     for family in Family::BOTH {
         let have = dump(connection, family)?;
@@ -49,7 +49,7 @@ pub fn ensure(connection: &mut Connection, subnets: &[IpNetwork]) -> Result<usiz
             result => result.map_err(|cause| cause.of(format_args!("route blackhole {}", route.dst)))?,
         }
     }
-    Ok(changes.len())
+    Ok(changes.iter().map(|(route, _)| route.to_string()).collect())
 }
 
 /// Blackhole routes of ours, and flannel's to `subnets`.

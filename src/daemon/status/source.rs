@@ -16,7 +16,7 @@ use crate::daemon::join::Joined;
 use crate::daemon::leases::Leases;
 use crate::daemon::process::Process;
 use crate::model::NetworkConfig;
-use crate::reconciler::{Fight, Handle, Repair, State};
+use crate::reconciler::{Fight, Handle, Healing, Repair, State};
 
 /// Where an answer comes from.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Loops {
     pub uplink: watch::Receiver<Option<String>>,
     pub traffic: watch::Receiver<Option<String>>,
     pub guard: watch::Receiver<GuardState>,
+    /// What those beside the reconciler put right.
+    pub healing: Vec<watch::Receiver<Healing>>,
 }
 
 impl StatusSource {
@@ -68,6 +70,12 @@ impl StatusSource {
         self.reconciler.state()
     }
 
+    /// What it put right, and what all others did.
+    pub fn healing(&self) -> Healing {
+        let own = self.reconciler().borrow().healing.clone();
+        self.loops.healing.iter().fold(own, |all, of_loop| all.and(&of_loop.borrow()))
+    }
+
     /// How all peers fare, by a fresh look at the kernel or by what is known of it.
     pub async fn survey(&self, afresh: bool) -> anyhow::Result<Survey> {
         let seen = match afresh {
@@ -96,7 +104,7 @@ impl StatusSource {
             mtu: self.backend.mtu(node),
             networks: self.network.pools.iter().map(|(_, pool)| pool.network.to_string()).collect(),
             store: self.store(),
-            kernel: kernel(&self.reconciler().borrow(), survey),
+            kernel: kernel(&self.reconciler().borrow(), &self.healing(), survey),
             traffic: self.traffic_trouble(),
             guard: guard(self.guard()),
             peer_count: survey.count(),
@@ -132,16 +140,16 @@ impl StatusSource {
     }
 }
 
-fn kernel(state: &State, survey: &Survey) -> KernelStatus {
+fn kernel(state: &State, healing: &Healing, survey: &Survey) -> KernelStatus {
     KernelStatus {
         synced: state.synced && survey.is_whole(),
         changes: state.ops.values().sum(),
-        repairs: state.healing.total(),
+        repairs: healing.total(),
         operations: state.ops.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-        repaired: state.healing.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
-        recent: state.healing.recent.iter().rev().map(repair).collect(),
-        fights: state.healing.fights.iter().take(TOLD).map(fight).collect(),
-        fight_count: state.healing.fights.len(),
+        repaired: healing.repairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
+        recent: healing.recent.iter().rev().map(repair).collect(),
+        fights: healing.fights.iter().take(TOLD).map(fight).collect(),
+        fight_count: healing.fights.len(),
         last_pass: state.last.and_then(seconds_since),
         failures: state.failed.iter().take(TOLD).cloned().collect(),
         failure_count: state.failed.len(),

@@ -17,7 +17,7 @@ use crate::model::Family;
 
 pub use guard::{GuardKeeper, guard_stands, remove_guard};
 pub use tools::{Iptables, ToolError, has_bridge_netfilter};
-pub use watch::Watch;
+pub use watch::{Subject, Watch};
 
 /// Writes in a row that another hand spoils at once; then it waits for the next
 /// look.

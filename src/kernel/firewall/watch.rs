@@ -14,7 +14,13 @@ const HEADER: usize = 16;
 /// `struct nfgenmsg`, before the attributes.
 const GENERIC: usize = 4;
 const ATTRIBUTE: usize = 4;
-/// `NFT_MSG_NEWGEN`: the end of a transaction; its first attribute is a number.
+/// The lower byte of `nlmsg_type`: `NFT_MSG_*`.
+const KIND_AT: usize = 4;
+const NEW_CHAIN: u8 = 3;
+const DEL_CHAIN: u8 = 5;
+const NEW_RULE: u8 = 6;
+const DEL_RULE: u8 = 8;
+/// The end of a transaction; its first attribute is a number.
 const NEW_GENERATION: u8 = 15;
 const RECV_BYTES: usize = 64 << 10;
 
@@ -22,14 +28,46 @@ const RECV_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<Socket>,
-    tables: &'static [&'static str],
+    subject: Subject,
     buffer: Vec<u8>,
 }
 
+/// What a watch is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// Tables of these names, of whatever family.
+    pub tables: &'static [&'static str],
+    /// Where it is not the whole tables: these chains of theirs.
+    pub chains: Option<&'static [&'static str]>,
+}
+
+impl Subject {
+    pub fn tables(tables: &'static [&'static str]) -> Subject {
+        Subject { tables, chains: None }
+    }
+
+    /// Whether the message, header included, names one of them, or a whole table:
+    /// nearly all have the table's name as attribute 1.
+    fn is_named(&self, message: &[u8]) -> bool {
+        let named = |kind, names: &[&str]| {
+            attribute(message, kind).map(|name| names.iter().any(|known| known.as_bytes() == name))
+        };
+        let kind = message[KIND_AT];
+        let chain = match kind {
+            NEW_CHAIN | DEL_CHAIN => 3,
+            NEW_RULE | DEL_RULE => 2,
+            _ => 0,
+        };
+        kind != NEW_GENERATION
+            && named(1, self.tables) == Some(true)
+            && self.chains.is_none_or(|chains| named(chain, chains) != Some(false))
+    }
+}
+
 impl Watch {
-    /// Of changes to tables of these names, in the namespace of the calling thread.
-    /// Needs a tokio runtime.
-    pub fn open(tables: &'static [&'static str]) -> Result<Watch, NetlinkError> {
+    /// Of changes to `subject`, in the namespace of the calling thread. Needs a tokio
+    /// runtime.
+    pub fn open(subject: Subject) -> Result<Watch, NetlinkError> {
         let open = || -> io::Result<AsyncFd<Socket>> {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.set_non_blocking(true)?;
@@ -40,7 +78,7 @@ impl Watch {
             Ok(unsafe { AsyncFd::register(socket) }?)
         };
         let socket = open().map_err(|e| Cause::from(e).of("nftables multicast socket"))?;
-        Ok(Watch { socket, tables, buffer: vec![0; RECV_BYTES] })
+        Ok(Watch { socket, subject, buffer: vec![0; RECV_BYTES] })
     }
 
     /// Pass over what was told so far.
@@ -51,7 +89,7 @@ impl Watch {
         }
     }
 
-    /// Until someone changed our tables, or may have: then notifications were
+    /// Until someone changed the subject, or may have: then notifications were
     /// lost. Takes all that was told so far.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         let mut ours = false;
@@ -60,7 +98,7 @@ impl Watch {
             let mut guard = guard.map_err(|e| Cause::from(e).of("nftables multicast socket"))?;
             match guard.get_inner().recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
                 Ok(length) => {
-                    ours |= length > self.buffer.len() || is_about(self.tables, &self.buffer[..length]);
+                    ours |= length > self.buffer.len() || is_about(&self.subject, &self.buffer[..length]);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     guard.clear_ready();
@@ -76,14 +114,11 @@ impl Watch {
     }
 }
 
-/// Whether one of the messages names one of the tables: nearly all have the
-/// table's name as attribute 1.
-fn is_about(tables: &[&str], datagram: &[u8]) -> bool {
+/// Whether one of the messages is.
+fn is_about(subject: &Subject, datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Some((message, tail)) = next(rest) {
-        if message[4] != NEW_GENERATION
-            && table_of(message).is_some_and(|name| tables.iter().any(|table| table.as_bytes() == name))
-        {
+        if subject.is_named(message) {
             return true;
         }
         rest = tail;
@@ -98,10 +133,59 @@ fn next(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-fn table_of(message: &[u8]) -> Option<&[u8]> {
-    let attribute = message.get(HEADER + GENERIC..)?;
-    let length = usize::from(u16::from_ne_bytes(attribute.get(..2)?.try_into().ok()?));
-    let kind = u16::from_ne_bytes(attribute.get(2..4)?.try_into().ok()?);
-    let value = attribute.get(ATTRIBUTE..length).filter(|_| kind == 1)?;
-    Some(value.strip_suffix(&[0]).unwrap_or(value))
+/// A string among the attributes.
+fn attribute(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(HEADER + GENERIC..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
+        let value = rest.get(ATTRIBUTE..length)?;
+        if kind == wanted {
+            return Some(value.strip_suffix(&[0]).unwrap_or(value));
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAINS: Subject = Subject { tables: &["nat"], chains: Some(&["POSTROUTING"]) };
+
+    #[test]
+    fn of_others_tables_the_chains_named_are_of_concern() {
+        let told = |kind, attributes: &[(u16, &str)]| is_about(&CHAINS, &message(kind, attributes));
+        assert!(told(NEW_RULE, &[(1, "nat"), (2, "POSTROUTING")]));
+        assert!(told(DEL_CHAIN, &[(1, "nat"), (2, "8bytes.."), (3, "POSTROUTING")]));
+        assert!(told(2, &[(1, "nat")]), "a whole table");
+        assert!(!told(NEW_RULE, &[(1, "nat"), (2, "KUBE-SERVICES")]));
+        assert!(!told(DEL_CHAIN, &[(1, "nat"), (3, "KUBE-SERVICES")]));
+        assert!(!told(NEW_RULE, &[(1, "filter"), (2, "POSTROUTING")]));
+        assert!(!told(NEW_GENERATION, &[(1, "nat")]));
+        let whole = Subject::tables(&["nat"]);
+        assert!(is_about(&whole, &message(NEW_RULE, &[(1, "nat"), (2, "KUBE-SERVICES")])));
+    }
+
+    #[test]
+    fn what_is_cut_off_names_nothing() {
+        let whole = message(NEW_RULE, &[(1, "nat"), (2, "POSTROUTING")]);
+        for length in 0..whole.len() {
+            is_about(&CHAINS, &whole[..length]);
+        }
+        assert!(!is_about(&CHAINS, &whole[..HEADER + GENERIC + 3]));
+    }
+
+    fn message(kind: u8, attributes: &[(u16, &str)]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, 0, 0, kind, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0];
+        for (kind, value) in attributes {
+            bytes.extend((ATTRIBUTE as u16 + value.len() as u16 + 1).to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value.bytes().chain([0]));
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
 }
