@@ -2,7 +2,6 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netns_harness::wait_until;
 use serde_json::json;
 
 use crate::node::{DUAL, Node, Outcome, V4, ips, names, run};
@@ -86,102 +85,6 @@ fn after_kills_in_the_middle_of_add_and_del_a_gc_leaves_what_is_valid() {
 fn spoof_chains(node: &Node) -> String {
     let listed = run(node.host.command("nft").args(["list", "table", "bridge", "nat"]));
     listed.lines().filter(|line| line.contains("cni-br-iface")).collect()
-}
-
-/// Nobody calls DEL for what was killed: GC alone has to tell it from what is in
-/// use, with every feature that leaves something on the host.
-#[test]
-fn after_two_hundred_kills_gc_leaves_what_is_valid_and_nothing_else() {
-    const KILLS: u32 = 200;
-    let mut node = Node::new("cni-kills", &V4.replace("IPMASQ=true", "IPMASQ=false"));
-    node.conf["cniVersion"] = json!("1.1.0");
-    node.conf["type"] = json!("weft");
-    node.conf["delegate"]["macspoofchk"] = json!(true);
-    let with_port = |node: &mut Node, port: u32| {
-        node.conf["runtimeConfig"] = json!({
-            "portMappings": [{ "hostPort": port, "containerPort": 80, "protocol": "tcp" }],
-            "bandwidth": { "ingressRate": 80_000_000, "ingressBurst": 8_000_000,
-                           "egressRate": 80_000_000, "egressBurst": 8_000_000 },
-        });
-    };
-    let valid: Vec<_> = (0..8)
-        .map(|n| {
-            let (id, pod) = (format!("valid{n}"), node.pod(&format!("valid{n}")));
-            with_port(&mut node, 9000 + n);
-            let result = node.add(&id, &pod).result();
-            (id, pod, 9000 + n, result)
-        })
-        .collect();
-    let before = OnHost::of(&node);
-    let warm_up = node.pod("warm");
-    with_port(&mut node, 9999);
-    let start = Instant::now();
-    node.add("warm", &warm_up).result();
-    let usual_add = start.elapsed();
-    let start = Instant::now();
-    node.del("warm", &warm_up).result();
-    let usual_del = start.elapsed();
-    assert_eq!(OnHost::of(&node), before, "ADD and DEL without a kill");
-
-    let mut chance = 0x5eed_u64;
-    let mut killed = 0;
-    for n in 0..KILLS {
-        // Numerical Recipes' generator: the moments are spread, not secret.
-        chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) % (1 << 32);
-        let (id, pod) = (format!("k{n}"), node.pod(&format!("k{n}")));
-        with_port(&mut node, 10_000 + n);
-        let (command, usual) = if n % 2 == 0 { ("ADD", usual_add) } else { ("DEL", usual_del) };
-        if command == "DEL" {
-            node.add(&id, &pod).result();
-        }
-        let mut victim = node.start(command, &id, "eth0", Some(&pod.path()), None);
-        thread::sleep(usual.mul_f64(chance as f64 / (1_u64 << 32) as f64 * 1.2));
-        victim.kill().unwrap();
-        killed += u32::from(!victim.wait().unwrap().success());
-        // Some containers are gone when GC comes, some are not.
-        if n % 3 == 0 {
-            pod.remove().unwrap();
-        }
-    }
-    println!("{killed} of {KILLS} were caught in the middle");
-    assert!(killed >= KILLS / 4, "only {killed} of {KILLS} were caught in the middle");
-
-    node.conf.as_object_mut().unwrap().remove("runtimeConfig");
-    let attachments: Vec<_> =
-        valid.iter().map(|(id, ..)| json!({ "containerID": id, "ifname": "eth0" })).collect();
-    node.conf["cni.dev/valid-attachments"] = json!(attachments);
-    let gc = node.call("GC", "", "", None, None);
-    assert!(gc.ok, "{gc:?}");
-    let same = || OnHost::of(&node) == before;
-    if wait_until(Duration::from_secs(5), "the kernel to empty removed namespaces", same).is_err() {
-        let now = OnHost::of(&node);
-        let (more, less) = (&now.0 - &before.0, &before.0 - &now.0);
-        panic!("left over: {more:#?}, missing: {less:#?}");
-    }
-    node.conf.as_object_mut().unwrap().remove("cni.dev/valid-attachments");
-    for (id, pod, port, result) in &valid {
-        with_port(&mut node, *port);
-        let check = node.call("CHECK", id, "eth0", Some(&pod.path()), Some(result));
-        assert!(check.ok, "{id}: {check:?}");
-        assert_eq!(pod.ping("10.5.17.1".parse().unwrap(), 1).unwrap().lost(), 0, "{id}");
-        node.call("DEL", id, "eth0", Some(&pod.path()), Some(result)).result();
-    }
-    node.assert_empty();
-}
-
-/// What containers have on their host, a line each: links, rules and files.
-#[derive(Debug, PartialEq)]
-struct OnHost(BTreeSet<String>);
-
-impl OnHost {
-    fn of(node: &Node) -> OnHost {
-        let rules = run(node.host.command("nft").args(["list", "ruleset"]));
-        let rules = rules.lines().map(|line| line.trim().to_owned());
-        let files = node.reservations().into_iter().chain(node.cache());
-        let files = files.map(|(name, content)| format!("{name}: {content}"));
-        let links = names(&node.host.ip_json("link").unwrap());
-        OnHost(links.into_iter().chain(rules).chain(files).collect())
-    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod gc;
 mod hostile;
 mod integrated;
 mod ipam;
+mod kills;
 mod loopback;
 mod node;
 mod portmap;
@@ -17,6 +18,7 @@ mod removal;
 mod sctp;
 mod security;
 mod tuning;
+#[path = "../common/uml.rs"]
 mod uml;
 mod vlan;
 mod wiring;

@@ -6,7 +6,7 @@ use crate::uml::with_vlans;
 
 #[test]
 fn containers_talk_in_their_own_vlan_only() {
-    with_vlans("vlan::containers_talk_in_their_own_vlan_only", || {
+    with_vlans("vlan::containers_talk_in_their_own_vlan_only", None, || {
         let mut node = Node::new("cni-vlan", V4);
         let mut attach = |name: &str, delegate: Value| {
             node.conf["delegate"] = delegate;
@@ -51,7 +51,7 @@ fn containers_talk_in_their_own_vlan_only() {
 
 #[test]
 fn the_gateway_of_a_vlan_is_an_interface_in_it() {
-    with_vlans("vlan::the_gateway_of_a_vlan_is_an_interface_in_it", || {
+    with_vlans("vlan::the_gateway_of_a_vlan_is_an_interface_in_it", None, || {
         let mut node = Node::new("cni-vgw", V4);
         node.conf["delegate"] = json!({ "vlan": 100, "isDefaultGateway": true, "macspoofchk": false });
         let pods = ["a", "b"].map(|name| node.pod(name));
@@ -87,7 +87,7 @@ fn the_gateway_of_a_vlan_is_an_interface_in_it() {
 
 #[test]
 fn a_bridge_that_mixes_all_vlans_is_refused() {
-    with_vlans("vlan::a_bridge_that_mixes_all_vlans_is_refused", || {
+    with_vlans("vlan::a_bridge_that_mixes_all_vlans_is_refused", None, || {
         let mut node = Node::new("cni-vmix", V4);
         node.host.ip_batch(&["link add cni0 type bridge"]).unwrap();
         node.conf["delegate"]["vlan"] = json!(100);

@@ -68,12 +68,12 @@ pub fn all() -> Vec<Case> {
     serde_json::from_str(&fs::read_to_string(folder().join("cases.json")).unwrap()).unwrap()
 }
 
-pub fn file(case: &Case) -> PathBuf {
-    folder().join(format!("recordings/{}.json", case.name))
+pub fn file(case: &str) -> PathBuf {
+    folder().join(format!("recordings/{case}.json"))
 }
 
 pub fn recorded(case: &Case) -> Recording {
-    let path = file(case);
+    let path = file(&case.name);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap()
 }

@@ -10,18 +10,32 @@ use serde_json::{Map, json};
 use crate::cases::{Recording, all, file, recorded};
 use crate::conflist::{Attachment, Conflist};
 use crate::stage::{links, play};
+use crate::uml::with_vlans;
 
 /// What ours is held to is what they do. `RECORD=1` writes it anew, `CASE` is
 /// the beginning of the names of those that are played.
 #[test]
 fn the_reference_plugins_are_as_recorded() {
+    are_as_recorded(|name| !name.starts_with(VLANS));
+}
+
+#[test]
+fn the_reference_bridge_is_as_recorded_with_vlans() {
+    let test = "interop::the_reference_bridge_is_as_recorded_with_vlans";
+    let folder = file("any");
+    with_vlans(test, folder.parent(), || are_as_recorded(|name| name.starts_with(VLANS)));
+}
+
+const VLANS: &str = "vlan-";
+
+fn are_as_recorded(concerned: impl Fn(&str) -> bool) {
     let record = env::var("RECORD").is_ok_and(|value| !value.is_empty());
     let only = env::var("CASE").unwrap_or_default();
     let mut faults = Vec::new();
-    for case in all().iter().filter(|case| case.name.starts_with(&only)) {
+    for case in all().iter().filter(|case| case.name.starts_with(&only) && concerned(&case.name)) {
         let seen = play(case, &cni_bin());
         if record {
-            fs::write(file(case), text(&seen)).unwrap();
+            fs::write(file(&case.name), text(&seen)).unwrap();
         } else if seen != recorded(case) {
             faults.push(format!("{}: {}", case.name, text(&seen)));
         }

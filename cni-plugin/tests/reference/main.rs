@@ -10,10 +10,17 @@ mod conflist;
 mod interop;
 mod snapshot;
 mod stage;
+#[path = "../common/uml.rs"]
+mod uml;
 
 #[test]
 fn bridge() {
     compare("bridge-");
+}
+
+#[test]
+fn vlans() {
+    uml::with_vlans("vlans", None, || compare("vlan-"));
 }
 
 #[test]

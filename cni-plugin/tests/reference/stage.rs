@@ -206,6 +206,12 @@ impl Names {
                 }
             }
         }
+        // The gateway of a VLAN is one end of a pair, a port of the bridge the other.
+        for port in links.iter().filter(|link| !link["link"].is_null() && !link["master"].is_null()) {
+            let name = format!("veth:{}", string(&port["link"]));
+            self.mac(&port["address"], &name);
+            self.known.insert(string(&port["ifname"]), name);
+        }
         for link in links.iter().filter(|link| link["ifname"] != "eth0") {
             self.mac(&link["address"], &string(&link["ifname"]));
         }

@@ -8,10 +8,14 @@ use std::{env, fs};
 
 use netns_harness::Lab;
 
-const MODULES: [&str; 4] = ["bridge", "veth", "8021q", "af_packet"];
+const MODULES: [&str; 6] = ["bridge", "veth", "8021q", "af_packet", "ifb", "nf_tables"];
 
-/// `test` is the name of the calling test.
-pub fn with_vlans(test: &str, body: impl FnOnce()) {
+/// What a test may be told, as far as it is told.
+const VARIABLES: [&str; 3] = ["CNI_BIN", "RECORD", "CASE"];
+
+/// `test` is the name of the calling test, `writable` the folder of this machine
+/// that it may write to.
+pub fn with_vlans(test: &str, writable: Option<&Path>, body: impl FnOnce()) {
     if filters_vlans() {
         return body();
     }
@@ -19,7 +23,7 @@ pub fn with_vlans(test: &str, body: impl FnOnce()) {
     // Not in /run, which the other kernel has for itself.
     let dir = tempfile::tempdir().unwrap();
     let init = dir.path().join("init");
-    fs::write(&init, script(test)).unwrap();
+    fs::write(&init, script(test, writable)).unwrap();
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
     let mut kernel = lab.switch().command("linux.uml");
     kernel.args([
@@ -44,13 +48,17 @@ fn filters_vlans() -> bool {
 }
 
 /// What the other kernel runs as its first process.
-fn script(test: &str) -> String {
+fn script(test: &str, writable: Option<&Path>) -> String {
     let load: String = modules().iter().map(|file| format!("busybox insmod {}\n", file.display())).collect();
+    let told = |name: &str| Some(format!("export {name}='{}'\n", env::var(name).ok()?));
+    let told: String = VARIABLES.into_iter().filter_map(told).collect();
+    let mount = |path: &Path| format!("mount -t hostfs -o {0} none {0}\n", path.display());
+    let mount = writable.map(mount).unwrap_or_default();
     let (exe, path) = (env::current_exe().unwrap(), env::var("PATH").unwrap());
     format!(
         "#!/bin/sh\nexport PATH={path}:/usr/sbin:/sbin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs run /run\n\
-         {load}ip link set lo up\n\
+         export TMPDIR=/run\n{told}{mount}{load}ip link set lo up\n\
          {} --exact {test} --nocapture 2>&1\n\
          echo o >/proc/sysrq-trigger; sleep 9\n",
         exe.display()
