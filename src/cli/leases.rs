@@ -1,5 +1,7 @@
 //! `weft leases`: the store's leases, for people.
 
+mod rows;
+
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::net::IpAddr;
@@ -10,14 +12,14 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
 
+use self::rows::{Row, broken, duration, row};
 use crate::daemon::config::EtcdArgs;
 use crate::daemon::store;
 use crate::kernel::host;
 use crate::model::{Family, Lease, LeaseAttrs, NetworkConfig, PerFamily, SubnetKey};
 use crate::subnet::store::builtin::DEFAULT_DATA_DIR;
-use crate::subnet::store::{BadRecord, EtcdStore, Store, TimeLeft};
+use crate::subnet::store::{EtcdStore, Store, TimeLeft};
 use crate::subnet::{Snapshot, StoredLease, alloc};
 
 /// Questions about leases that are under way at once.
@@ -117,23 +119,6 @@ pub async fn run(command: LeasesCommand) -> anyhow::Result<()> {
     }
 }
 
-/// A record as it is shown.
-#[derive(Debug, Serialize)]
-struct Row {
-    /// The store's name of it: `10.5.1.0-24`.
-    key: String,
-    subnets: Vec<String>,
-    public_ips: Vec<String>,
-    backend: String,
-    /// `leased`, `reserved` or `broken`.
-    state: &'static str,
-    /// Seconds; absent for a reservation.
-    expires_in: Option<u64>,
-    this_node: bool,
-    /// What is wrong with it.
-    reason: Option<String>,
-}
-
 async fn list(store: &EtcdStore, json: bool) -> anyhow::Result<()> {
     let snapshot = store.snapshot().await?;
     let own = own_addresses()?;
@@ -144,22 +129,7 @@ async fn list(store: &EtcdStore, json: bool) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["subnet", "node", "backend", "state", ""]);
-    for row in &rows {
-        let subnets = if row.subnets.is_empty() { row.key.clone() } else { row.subnets.join(", ") };
-        let state = match row.expires_in {
-            Some(seconds) => format!("{}, {} left", row.state, duration(seconds)),
-            None => row.state.to_owned(),
-        };
-        let remark = row.reason.clone().unwrap_or_else(|| match row.this_node {
-            true => "this node".to_owned(),
-            false => String::new(),
-        });
-        table.add_row([subnets, row.public_ips.join(", "), row.backend.clone(), state, remark]);
-    }
-    println!("{table}");
+    println!("{}", rows::table(&rows));
     Ok(())
 }
 
@@ -329,33 +299,6 @@ async fn time_left(store: &EtcdStore, stored: &StoredLease) -> anyhow::Result<Op
     }
 }
 
-fn row(stored: &StoredLease, time: Option<TimeLeft>, own: &BTreeSet<IpAddr>) -> Row {
-    let StoredLease { lease: Lease { key, attrs }, lease_id, .. } = stored;
-    Row {
-        key: key.to_string(),
-        subnets: key.nets().map(|(_, net)| net.to_string()).collect(),
-        public_ips: attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect(),
-        backend: attrs.backend_type.to_string(),
-        state: if lease_id.is_some() { "leased" } else { "reserved" },
-        expires_in: lease_id.map(|_| time.map_or(0, |time| time.left.as_secs())),
-        this_node: attrs.public_ip.iter().any(|(_, ip)| own.contains(ip)),
-        reason: None,
-    }
-}
-
-fn broken(bad: &BadRecord) -> Row {
-    Row {
-        key: bad.key.clone(),
-        subnets: bad.subnet.iter().flat_map(SubnetKey::nets).map(|(_, net)| net.to_string()).collect(),
-        public_ips: Vec::new(),
-        backend: String::new(),
-        state: "broken",
-        expires_in: None,
-        this_node: false,
-        reason: Some(bad.reason.clone()),
-    }
-}
-
 fn own_addresses() -> anyhow::Result<BTreeSet<IpAddr>> {
     let host = host::read()?;
     Ok(host.links.iter().flat_map(|link| &link.addresses).map(|address| address.net.ip()).collect())
@@ -379,15 +322,6 @@ fn shown(key: &SubnetKey) -> String {
 
 fn listed(addresses: &PerFamily<IpAddr>) -> String {
     addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ")
-}
-
-/// `23 h 59 min`
-fn duration(seconds: u64) -> String {
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, min, s) => format!("{min} min {s} s"),
-        (h, min, _) => format!("{h} h {min} min"),
-    }
 }
 
 fn subnet_key(text: &str) -> Result<SubnetKey, String> {
@@ -415,10 +349,5 @@ mod tests {
         for (text, says) in [("10.5.1.1/24", "host bits"), ("10.5.1.0", "of the form"), ("", "of the form")] {
             assert!(subnet_key(text).unwrap_err().contains(says), "{text}");
         }
-    }
-
-    #[test]
-    fn durations_read_well() {
-        assert_eq!([59, 61, 86_399].map(duration), ["59 s", "1 min 1 s", "23 h 59 min"]);
     }
 }
