@@ -488,7 +488,7 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
             state.synced = synced;
             state.revision = self.revision;
             state.passes += 1;
-            state.last = Some(std::time::SystemTime::now());
+            state.last = Some(Instant::now());
             state.took.add(took);
             if let Some(took) = converged {
                 state.converged.add(took);

@@ -5,6 +5,8 @@ use std::fmt;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::metrics::Out;
 
 /// What the kernel did not tell is absent.
@@ -14,7 +16,8 @@ pub struct Process {
     pub resident: Option<u64>,
     /// CPU time used, of user and system.
     pub cpu: Option<Duration>,
-    pub started: Option<SystemTime>,
+    /// Since it began, whatever was done to the clock meanwhile.
+    pub age: Option<Duration>,
 }
 
 impl Process {
@@ -31,7 +34,7 @@ impl Process {
         Process {
             resident: field(24).map(|pages| pages.saturating_mul(rustix::param::page_size() as u64)),
             cpu: field(14).zip(field(15)).map(|(user, system)| of_ticks(user + system)),
-            started: field(22).zip(booted()).map(|(after, boot)| boot + of_ticks(after)),
+            age: field(22).map(|after| since_boot().saturating_sub(of_ticks(after))),
         }
     }
 
@@ -42,15 +45,14 @@ impl Process {
         if let Some(cpu) = self.cpu {
             out.seconds_counted("process_cpu", "CPU time used, of user and system.", cpu.as_secs_f64())?;
         }
-        if let Some(started) = self.started {
-            out.timestamp("process_start_time", "When the process began.", started)?;
+        if let Some(age) = self.age {
+            out.timestamp("process_start_time", "When the process began.", SystemTime::now() - age)?;
         }
         Ok(())
     }
 }
 
-fn booted() -> Option<SystemTime> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+/// The clock that field 22 is of.
+fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::{Durations, Healing, Inputs};
 use crate::backends::Rejected;
@@ -18,7 +18,7 @@ pub struct State {
     pub revision: u64,
     pub passes: u64,
     /// When the last pass ended.
-    pub last: Option<SystemTime>,
+    pub last: Option<Instant>,
     /// How long passes took.
     pub took: Durations,
     /// From a change of the leases, or of this node, to a kernel that has it.

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::Context;
 use tokio::sync::watch;
@@ -150,7 +149,7 @@ fn kernel(state: &State, healing: &Healing, survey: &Survey) -> KernelStatus {
         recent: healing.recent.iter().rev().map(repair).collect(),
         fights: healing.fights.iter().take(TOLD).map(fight).collect(),
         fight_count: healing.fights.len(),
-        last_pass: state.last.and_then(seconds_since),
+        last_pass: state.last.map(|at| at.elapsed().as_secs()),
         failures: state.failed.iter().take(TOLD).cloned().collect(),
         failure_count: state.failed.len(),
     }
@@ -176,9 +175,5 @@ fn guard(GuardState { admitted, dropped, trouble }: GuardState) -> GuardStatus {
 
 fn process() -> ProcessStatus {
     let process = Process::read();
-    ProcessStatus { uptime: process.started.and_then(seconds_since), memory: process.resident }
-}
-
-fn seconds_since(at: SystemTime) -> Option<u64> {
-    at.elapsed().ok().map(|elapsed| elapsed.as_secs())
+    ProcessStatus { uptime: process.age.map(|age| age.as_secs()), memory: process.resident }
 }
