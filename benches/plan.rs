@@ -61,7 +61,9 @@ fn one_more(kind: &str, peers: &Peers, mut have: Observed) -> Duration {
     let config = NetworkConfig::parse(&CONFIG.replace("BACKEND", kind)).expect("a valid config");
     let backend: Arc<dyn Backend> = from_config(&config, false).expect("a valid backend").into();
     let own = backend.ownership();
-    let inputs = |peers: Peers| Arc::new(Inputs { node: node(), identity: identity(), own: key(0), peers });
+    let inputs = |peers: Peers| {
+        Arc::new(Inputs { node: node(), identity: identity(), own: key(0), peers, whole: true })
+    };
     let mut wanted = Wanted::new(backend, inputs(peers.clone()));
     let mut peers = peers.clone();
     let mut next = peers.len() as u32;

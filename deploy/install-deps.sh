@@ -44,6 +44,7 @@ if [ "$want" = test ]; then
     need podman podman
     need runc runc
     need_file /bin/busybox busybox-static
+    need faketime faketime
     need systemd-analyze systemd
     # A kernel whose bridges tell VLANs apart, where this one's do not.
     unshare -rn ip link add br9 type bridge vlan_filtering 1 2>/dev/null || need linux.uml user-mode-linux

@@ -212,6 +212,7 @@ impl Running {
             identity: Identity { mac: PerFamily { v4: Some(Mac([2, 0, 0, 0, 0, 0])), v6: None } },
             own: "10.5.0.0-24".parse().unwrap(),
             peers: leases(peers),
+            whole: true,
         };
         let settings = Settings {
             audit: Duration::from_millis(1500),

@@ -15,8 +15,10 @@ pub struct Inputs {
     pub node: Node,
     pub identity: Identity,
     pub own: SubnetKey,
-    /// A whole listing, never a part: who is not in it is removed.
     pub peers: Peers,
+    /// Whether they are all there are: only then is what leads to others removed.
+    /// What an earlier run knew may be out of date.
+    pub whole: bool,
 }
 
 /// The desired state for inputs that change: always what `Backend::desired`
@@ -55,8 +57,9 @@ impl Wanted {
     pub fn update(&mut self, inputs: Arc<Inputs>) -> Option<Touched> {
         let old = std::mem::replace(&mut self.inputs, inputs);
         let new = Arc::clone(&self.inputs);
-        let same_node = (&old.node, &old.identity, old.own) == (&new.node, &new.identity, new.own);
-        let few = same_node.then(|| concerned(&*self.backend, &old.peers, &new.peers)).flatten();
+        let same =
+            (&old.node, &old.identity, old.own, old.whole) == (&new.node, &new.identity, new.own, new.whole);
+        let few = same.then(|| concerned(&*self.backend, &old.peers, &new.peers)).flatten();
         let Some(few) = few else {
             self.compute();
             return None;

@@ -24,8 +24,8 @@ use crate::kernel::firewall::{Place, guard_stands, remove_guard};
 use crate::kernel::netlink::Connection;
 use crate::kernel::{Kernel, Nexthops, Rtnl, Scope, blackhole, host, inventory};
 use crate::model::{Family, SubnetKey};
-use crate::subnet::env_file;
 use crate::subnet::store::Store;
+use crate::subnet::{checkpoint, env_file};
 
 /// Take away what weft or flannel made on this node
 ///
@@ -233,9 +233,12 @@ async fn files(args: &CleanupArgs, broom: &mut Broom) {
     let folder = args.subnet_file.parent();
     // Where flannel keeps its WireGuard key.
     let key = folder.map(|folder| folder.join("wgkey")).unwrap_or_default();
-    broom.remove_file(&args.subnet_file).await;
-    broom.remove_file(&key).await;
-    broom.remove_folder(folder, &[&args.subnet_file, &key]).await;
+    let checkpoint = checkpoint::path(&args.subnet_file);
+    let files = [args.subnet_file.as_path(), &checkpoint, &key];
+    for file in files {
+        broom.remove_file(file).await;
+    }
+    broom.remove_folder(folder, &files).await;
     broom.remove_file(&args.admin_socket).await;
     broom.remove_folder(args.admin_socket.parent(), &[&args.admin_socket]).await;
 }

@@ -130,8 +130,9 @@ impl Guard {
 
     /// Whether anything had to be done, or failed.
     async fn admit(&mut self, done: &str) -> bool {
-        let wanted: BTreeSet<IpAddr> = addresses(&self.target.get().1.peers, self.kind);
-        let admitted = self.keeper.admit(&wanted).await;
+        let (_, inputs) = self.target.get();
+        let wanted: BTreeSet<IpAddr> = addresses(&inputs.peers, self.kind);
+        let admitted = self.keeper.admit(&wanted, inputs.whole).await;
         // What is told now is of our own write; of others' at that very moment the
         // audit knows.
         if let Some(watch) = &mut self.watch {

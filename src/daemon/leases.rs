@@ -11,7 +11,6 @@ use tokio::sync::Notify;
 use tracing::{debug, error, info, warn};
 
 use super::health;
-use super::join::patiently;
 use super::store_health::StoreHealth;
 use crate::model::LeaseAttrs;
 use crate::reconciler::Target;
@@ -31,6 +30,8 @@ pub struct Leases {
     target: Target,
     /// Our own lease is in doubt, or says what is out of date: for its keeper.
     doubt: Notify,
+    /// What there is to write down is another: for its writer.
+    changed: Notify,
     /// What was asked for, to ask for again.
     want: Mutex<Want>,
     /// Why we hold no lease, while that is so.
@@ -43,11 +44,17 @@ impl Leases {
         let peers = target.get().1.peers.clone();
         let store = StoreHealth::default();
         store.holds(held.ttl);
+        let doubt = Notify::new();
+        // What is remembered was published by the node as it was then.
+        if held.stored.lease.attrs != want.attrs {
+            doubt.notify_one();
+        }
         Leases {
             store,
             table: Mutex::new(LeaseTable::new(held, peers)),
             target,
-            doubt: Notify::new(),
+            doubt,
+            changed: Notify::new(),
             want: Mutex::new(want),
             lost: Mutex::new(None),
         }
@@ -72,6 +79,11 @@ impl Leases {
         self.doubt.notify_one();
     }
 
+    /// Returns when our own lease or a peer's is another than when it last did.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     fn want(&self) -> Want {
         self.want.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -83,14 +95,20 @@ impl Leases {
         if table.set_own(held).peers {
             self.publish(&table);
         }
+        self.changed.notify_one();
     }
 
     fn publish(&self, table: &LeaseTable) {
-        self.target.update(|inputs| inputs.peers = table.peers().clone());
+        self.target.update(|inputs| {
+            inputs.peers = table.peers().clone();
+            inputs.whole |= table.listed();
+        });
+        self.changed.notify_one();
     }
 
     fn set_lost(&self, why: String) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.changed.notify_one();
     }
 }
 
@@ -205,6 +223,7 @@ async fn acquire_again(store: &dyn Store, leases: &Leases, timer: &mut Timer) {
         ),
         Err(error @ StoreError::Unavailable { .. }) => {
             warn!("{key} ran out, and may be anyone's: {error}");
+            leases.store.renewed(false);
             return timer.failed(now(), fastrand::f64());
         }
         Err(error) => format!("subnet {key} cannot be leased again: {error}"),
@@ -221,7 +240,7 @@ async fn take(store: &dyn Store, held: &Held, want: Want) -> Result<Held, StoreE
     if let Some(held) = store.update(held, &want.attrs).await? {
         return Ok(held);
     }
-    let snapshot = patiently("leases", || store.snapshot()).await?;
+    let snapshot = store.snapshot().await?;
     let want = Want { previous: Some(held.stored.lease.key), no_other: true, ..want };
     store.acquire(&snapshot, &want).await
 }

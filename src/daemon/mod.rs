@@ -3,6 +3,7 @@
 
 pub mod admin;
 mod blackholes;
+mod checkpoint;
 pub mod config;
 mod follow_uplink;
 mod guard;
@@ -44,7 +45,8 @@ use self::web::Site;
 use crate::kernel::{Monitor, Nexthops, Rtnl};
 use crate::model::{NetworkConfig, SubnetEnv, SubnetKey};
 use crate::reconciler::{self, Reconciler, Settings, Target};
-use crate::subnet::env_file;
+use crate::subnet::store::Store;
+use crate::subnet::{self, env_file};
 
 /// How long the loops may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -52,9 +54,24 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// all the same.
 const FIRST_PASS: Duration = Duration::from_secs(10);
 
+/// The store has another network config than this node came up with, while it was
+/// away.
+#[derive(Debug, thiserror::Error)]
+#[error("the network config is another than this node knew")]
+struct OtherConfig;
+
 /// Runs the daemon until SIGTERM or SIGINT. Called as flanneld, flannel's
 /// defaults hold.
 pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
+    loop {
+        match live(&args, as_flanneld).await {
+            Err(error) if error.is::<OtherConfig>() => info!("{error}: joining again"),
+            ended => return ended,
+        }
+    }
+}
+
+async fn live(args: &DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = Tasks::new(stop.clone())?;
     let health = tasks.health.clone();
@@ -62,7 +79,7 @@ pub async fn run(args: DaemonArgs, as_flanneld: bool) -> anyhow::Result<()> {
     if let Some(address) = args.health_address(as_flanneld) {
         tasks.spawn("health", health::serve(address, site.clone(), stop.clone())?);
     }
-    let starting = start(&args, as_flanneld, &site, &mut tasks);
+    let starting = start(args, as_flanneld, &site, &mut tasks);
     let started = tokio::select! {
         started = health.watch("start", health::BOUND, starting) => started,
         () = stop.cancelled() => Ok(()),
@@ -120,6 +137,10 @@ async fn start(
     let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
+    if !joined.snapshot.is_listed() {
+        let compared = compare_config(args.clone(), store.clone(), joined.network.text.clone());
+        tasks.spawn("network config", stopped_by(tasks.stop.clone(), compared));
+    }
     let events = store.watch(joined.snapshot);
     let follower = leases::follow(events, leases.clone());
     tasks.spawn_watched("lease watch", health::BOUND, follower);
@@ -127,8 +148,22 @@ async fn start(
     tasks.spawn_watched("lease keeper", health::BOUND, keeper);
     health::waiting_for("the kernel to be as it should be");
     announce(&reconciler).await;
+    // Nothing waits for it: it comes last.
+    let file = subnet::checkpoint::path(&args.subnet_file);
+    let writer = checkpoint::keep(file, joined.network.text, leases.clone(), tasks.stop.clone());
+    tasks.spawn("checkpoint", tasks.health.clone().watch("checkpoint", health::BOUND, writer));
     tasks.health.joined(move || leases.lost());
     Ok(())
+}
+
+/// Fails where the store, once it is back, has another config than `known`.
+async fn compare_config(args: DaemonArgs, store: Arc<dyn Store>, known: Box<str>) -> anyhow::Result<()> {
+    let (network, _) = join::network_config(&args, &*store).await;
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+    if value(&network.text) != value(&known) {
+        return Err(OtherConfig.into());
+    }
+    std::future::pending().await
 }
 
 fn write_subnet_env(
@@ -176,16 +211,20 @@ fn follow_uplink(
 ) -> anyhow::Result<watch::Receiver<Option<String>>> {
     let events = Monitor::of_uplinks()?;
     let (uplink, trouble) = Uplink::new(args, joined, target, leases);
-    let stop = tasks.stop.clone();
-    let following = async move {
-        tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            ended = uplink.follow(events) => ended,
-        }
-    };
+    let following = stopped_by(tasks.stop.clone(), uplink.follow(events));
     let health = tasks.health.clone();
     tasks.spawn("uplink", health.watch("uplink", audits(args), following));
     Ok(trouble)
+}
+
+async fn stopped_by(
+    stop: CancellationToken,
+    task: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = task => ended,
+    }
 }
 
 /// The bound of loops that look again at each audit.

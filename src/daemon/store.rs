@@ -37,7 +37,7 @@ pub(super) async fn open(
     let prefix = args.etcd.prefix();
     let channel = Channel::Tonic(channel);
     let store = with_ttl(EtcdStore::from_channel(channel.clone(), &prefix, described(dir)))?;
-    if patiently("the built-in store", || store.network_config()).await?.is_none() {
+    if patiently("the built-in store", || store.network_config()).await.is_none() {
         let config = seed::network_config(args, &host::read()?)?;
         let mut client = Client::from_channel(channel, None).await?;
         builtin::seed_config(&mut client, &prefix, &config).await?;

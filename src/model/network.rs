@@ -36,6 +36,9 @@ impl From<FieldError> for ConfigError {
 /// `net-conf.json` in Kubernetes (flannel pkg/subnet/config.go).
 #[derive(Clone, Debug, Serialize)]
 pub struct NetworkConfig {
+    /// As it stands in the store.
+    #[serde(skip)]
+    pub text: Box<str>,
     /// The address pool of each enabled family; never empty.
     pub pools: PerFamily<Pool>,
     pub enable_nftables: bool,
@@ -65,7 +68,8 @@ impl NetworkConfig {
         }
         let enable_nftables = fields.bool("EnableNFTables", false)?;
         let non_masquerade = non_masquerade(&fields)?;
-        Ok(NetworkConfig { pools, enable_nftables, non_masquerade, backend: BackendConfig::read(&fields)? })
+        let backend = BackendConfig::read(&fields)?;
+        Ok(NetworkConfig { text: json.into(), pools, enable_nftables, non_masquerade, backend })
     }
 }
 

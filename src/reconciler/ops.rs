@@ -19,6 +19,11 @@ pub(super) fn needs(op: &Op, want: &Desired) -> Option<IfName> {
     }
 }
 
+/// Whether it removes what may lead to a peer.
+pub(super) fn cuts_off(op: &Op) -> bool {
+    matches!(op, Op::DelRoute { .. } | Op::DelNexthop { .. } | Op::DelFdb { .. } | Op::DelNeighbour { .. })
+}
+
 /// The link that it makes, changes or removes.
 pub(super) fn changed_link(op: &Op) -> Option<IfName> {
     match op {

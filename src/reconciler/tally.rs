@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::Reconciler;
-use super::ops::{self, needs};
+use super::ops::{self, cuts_off, needs};
 use crate::desired::Op;
 use crate::model::IfName;
 
@@ -41,6 +41,9 @@ impl Tally {
         // Where a family is switched off, or a link's MTU is too small for it, its
         // files do not exist and there is nothing to set.
         if matches!(op, Op::SetSysctl { key, .. } if !reconciler.view.have.sysctls.contains_key(key)) {
+            return false;
+        }
+        if cuts_off(op) && !reconciler.wanted.inputs().whole {
             return false;
         }
         self.is_at_peace(op, reconciler) && self.has_not_failed(op, reconciler)

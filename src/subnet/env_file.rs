@@ -42,6 +42,17 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<bool> {
     if read_text(path).is_ok_and(|old| old.as_deref() == Some(content)) {
         return Ok(false);
     }
+    write_whole(path, 0o644, |file| file.write_all(content))?;
+    Ok(true)
+}
+
+/// Put a file of that mode in the place of the one that is there, once all of it
+/// is written; the directory is made where it is missing.
+pub(super) fn write_whole(
+    path: &Path,
+    mode: u32,
+    content: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -51,13 +62,12 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<bool> {
     let prefix = temporary_prefix(path);
     sweep(dir, &prefix)?;
     let mut file = tempfile::Builder::new().prefix(&prefix).tempfile_in(dir)?;
-    file.write_all(content)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+    content(file.as_file_mut())?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     // Without this the rename itself may not outlive a loss of power.
-    File::open(dir)?.sync_all()?;
-    Ok(true)
+    File::open(dir)?.sync_all()
 }
 
 fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {

@@ -27,11 +27,19 @@ pub struct StoredLease {
 /// the start of the watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
+    /// 0 where it is remembered, not listed: a store's revisions begin with 1.
     pub revision: i64,
     /// Whose revision that is.
     pub origin: Option<Origin>,
     pub leases: Vec<StoredLease>,
     pub bad: Vec<BadRecord>,
+}
+
+impl Snapshot {
+    /// Whether the store told it.
+    pub fn is_listed(&self) -> bool {
+        self.revision > 0
+    }
 }
 
 /// Which history of a store its revisions count in. Where the cluster is another or

@@ -35,7 +35,7 @@ pub enum OwnState {
 /// What an event changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// The peers are others than before.
+    /// The peers are others than before, or known to be all for the first time.
     pub peers: bool,
     /// Our own record came into doubt: renew now.
     pub doubt: bool,
@@ -94,6 +94,11 @@ impl LeaseTable {
         self.bad.values()
     }
 
+    /// Whether the store has told of all leases yet.
+    pub fn listed(&self) -> bool {
+        self.seeded
+    }
+
     /// Whether the watch is up.
     pub fn connected(&self) -> bool {
         self.connected
@@ -131,7 +136,7 @@ impl LeaseTable {
         let changed = self.fill(leases) || !gone.is_empty();
 
         let known = std::mem::take(&mut self.bad);
-        let mut change = Change { peers: changed, ..Change::default() };
+        let mut change = Change { peers: changed || !seeded, ..Change::default() };
         for bad in bad {
             if known.get(&bad.key) != Some(&bad) {
                 change.bad.push(bad.clone());

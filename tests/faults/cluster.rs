@@ -73,6 +73,11 @@ impl Cluster {
             "--initial-advertise-peer-urls",
             &peer,
         ]);
+        self.start_hidden(meanwhile);
+    }
+
+    /// Starts the only member, and lets `meanwhile` happen before anyone finds it.
+    pub fn start_hidden(&mut self, meanwhile: impl FnOnce(&Cluster)) {
         // Every host is behind the bridge: without it nobody but us is here.
         let switch = self.lab.switch().clone();
         let rules = "add table ip hidden; add chain ip hidden in { type filter hook input priority 0; }; add rule ip hidden in iifname br0 tcp dport 2379 drop";
@@ -116,6 +121,26 @@ impl Cluster {
     pub fn keys(&self) -> Vec<String> {
         let keys = self.try_ctl(&["get", "--prefix", "/coreos.com/network/subnets/", "--keys-only"]);
         keys.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// All leases: each key, and the address that its record publishes.
+    pub fn records(&self) -> Vec<(String, String)> {
+        let prefix = "/coreos.com/network/subnets/";
+        let keys = self.keys();
+        let values = self.ctl(&["get", "--prefix", prefix, "--print-value-only"]);
+        let ip = |value: &str| {
+            let record: serde_json::Value = serde_json::from_str(value).unwrap();
+            record["PublicIP"].as_str().unwrap().to_owned()
+        };
+        let values: Vec<_> = values.lines().filter(|line| !line.is_empty()).map(ip).collect();
+        assert_eq!(keys.len(), values.len());
+        keys.into_iter().zip(values).collect()
+    }
+
+    /// Which number of the store's history a key was written with last.
+    pub fn mod_revision(&self, key: &str) -> u64 {
+        let found: serde_json::Value = serde_json::from_str(&self.ctl(&["get", key, "-w", "json"])).unwrap();
+        found["kvs"][0]["mod_revision"].as_u64().unwrap()
     }
 
     fn try_ctl(&self, args: &[&str]) -> Result<String, netns_harness::Error> {

@@ -7,10 +7,13 @@
 // Helpers may unwrap as tests do.
 #![cfg(test)]
 
+mod clock;
 mod cluster;
 #[path = "../fabric/lab.rs"]
 #[expect(dead_code, reason = "what other tests use of it")]
 mod lab;
+mod refusal;
+mod restart;
 mod stage;
 
 use std::time::Duration;
@@ -203,18 +206,30 @@ fn notifications_of_the_kernel_that_were_lost_end_in_a_fresh_look() {
 }
 
 #[test]
-fn a_restart_while_the_store_is_away_serves_containers() {
-    let mut stage = Stage::new("restart", 1, &[]);
-    let env = stage.fabric.subnet_env(0);
-    stage.etcd.members[0].kill();
+fn a_subnet_that_another_node_took_meanwhile_is_left_to_it() {
+    // Room for two.
+    let config = lab::VXLAN.replace("10.42.63.0", "10.42.10.0");
+    let mut stage = Stage::with_config("taken", 1, &[("WEFT_LEASE_TTL", TTL)], &config);
+    stage.watch_traffic_within(1);
+    let key = stage.fabric.key_of(0);
+    stage.cut_off_from_store(0);
+    wait_until(SOON, "the end of the lease", || !stage.etcd.keys().contains(&key)).unwrap();
+    stage.add_node();
+    assert_eq!(stage.fabric.key_of(2), key);
+
+    stage.mend_to_store(0);
+    let says = || stage.fabric.status(0)["lease"]["state"].as_str().is_some_and(|s| s.contains("is lost"));
+    wait_until(SOON, "the loss", says).unwrap();
+    std::thread::sleep(Duration::from_secs(8));
+    stage.assert_one_holder_each("taken by another node", &[1, 2]);
+    assert!(!stage.etcd.records().iter().any(|(_, ip)| *ip == stage.fabric.hosts[0].ip4().to_string()));
+
+    // Nor does it come up with it again while nobody can tell.
+    assert!(!stage.checkpoint(0).exists());
+    stage.cut_off_from_store(0);
     stage.fabric.daemons[0].kill9().unwrap();
     stage.start_daemon(0);
-    let late = stage.fabric.pod(0);
-    let far = stage.pods[1].ips[0];
-    wait_until(SOON, "traffic of a new container", || late.netns.reaches(far)).unwrap();
-    assert_eq!(stage.fabric.subnet_env(0), env);
-
-    stage.etcd.start(0);
-    stage.fabric.wait_in_sync(0);
-    stage.assert_right("a restart while the store was away");
+    let waits = || stage.fabric.daemons[0].log_tail(50).contains("waiting for the store");
+    wait_until(SOON, "a word on it", waits).unwrap();
+    assert!(stage.fabric.try_status(0).is_none());
 }

@@ -1,7 +1,7 @@
 //! Nodes that carry traffic, and what to say of them after a fault.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use netns_harness::{Flood, wait_until};
 
@@ -24,9 +24,18 @@ pub struct Stage {
 impl Stage {
     /// Two nodes in sync whose containers ping each other a hundred times a second.
     pub fn new(label: &str, members: usize, env: &[(&'static str, &'static str)]) -> Stage {
+        Stage::with_config(label, members, env, VXLAN)
+    }
+
+    pub fn with_config(
+        label: &str,
+        members: usize,
+        env: &[(&'static str, &'static str)],
+        config: &str,
+    ) -> Stage {
         let fabric = Fabric::without_etcd(label, 2);
         let etcd = Cluster::start_all(&fabric.lab, members);
-        etcd.ctl(&["put", "/coreos.com/network/config", VXLAN]);
+        etcd.ctl(&["put", "/coreos.com/network/config", config]);
         let mut fabric = fabric;
         for i in 0..2 {
             fabric.run(i, &["--etcd-endpoints", &etcd.urls()], env);
@@ -47,6 +56,37 @@ impl Stage {
         self.fabric.run(i, &["--etcd-endpoints", &urls], &self.env);
     }
 
+    /// The third, with a lease.
+    pub fn add_node(&mut self) {
+        let i = self.fabric.hosts.len();
+        self.fabric.hosts.push(self.fabric.lab.host(&format!("h{}", i + 1)).unwrap());
+        self.start_daemon(i);
+        self.fabric.wait_for_env(i);
+    }
+
+    /// What node `i` goes by when it starts without a store.
+    pub fn checkpoint(&self, i: usize) -> PathBuf {
+        self.fabric.hosts[i].dir().join("subnet.env.checkpoint")
+    }
+
+    /// Until it says this of node `i`'s leases.
+    pub fn await_checkpoint(&self, i: usize, what: &str) -> PathBuf {
+        let path = self.checkpoint(i);
+        let says = || std::fs::read_to_string(&path).is_ok_and(|text| text.contains(what));
+        wait_until(SOON, "a checkpoint", says).unwrap();
+        path
+    }
+
+    /// Until node `i` has what it wants in its kernel, without a store.
+    pub fn await_resumed(&self, i: usize) {
+        let resumed = || {
+            let status = self.fabric.try_status(i);
+            status.is_some_and(|(s, _)| s["kernel"]["synced"] == true && s["store"]["connected"] == false)
+        };
+        let up = wait_until(SOON, "a start without the store", resumed);
+        up.unwrap_or_else(|e| panic!("{e}: {}", self.fabric.daemons[i].log_tail(30)));
+    }
+
     /// Both know a peer that comes now, each subnet has one holder, which is who it
     /// was, and no packet is lost.
     pub fn assert_right(&mut self, what: &str) {
@@ -65,8 +105,7 @@ impl Stage {
             assert!(record.contains(&ip), "{what}: {record}");
             assert!(self.fabric.daemons[i].exited().unwrap().is_none(), "{what}");
         }
-        let keys = self.etcd.keys();
-        assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+        self.assert_one_holder_each(what, &[0, 1]);
         if let Some(flood) = self.flood.take() {
             let report = flood.stop().unwrap();
             assert_eq!(report.lost(), 0, "{what}: traffic goes on");
@@ -74,6 +113,17 @@ impl Stage {
         let target = self.pods[1].ips[0];
         wait_until(SOON, "traffic", || self.pods[0].netns.reaches(target)).unwrap();
         self.flood = Some(self.pods[0].netns.flood(target, 100).unwrap());
+    }
+
+    /// Each of these nodes holds the subnet that its containers live in, and no other;
+    /// nobody else holds one of theirs.
+    pub fn assert_one_holder_each(&self, what: &str, nodes: &[usize]) {
+        let records = self.etcd.records();
+        for &i in nodes {
+            let (own, ip) = (self.fabric.key_of(i), self.fabric.hosts[i].ip4().to_string());
+            let held: Vec<_> = records.iter().filter(|(_, holder)| *holder == ip).collect();
+            assert!(matches!(held[..], [(key, _)] if *key == own), "{what}: {ip} in {own}: {records:?}");
+        }
     }
 
     /// Traffic between nodes will be interrupted for a reason; watch that within one
@@ -116,7 +166,8 @@ impl Stage {
                 .unwrap()
                 .is_empty()
         };
-        wait_until(SOON, "the route", healed).unwrap();
+        let took = wait_until(SOON, "the route", healed);
+        took.unwrap_or_else(|e| panic!("{e}: {}", self.fabric.daemons[i].log_tail(30)));
     }
 
     pub fn put_peer(&self, n: usize) {

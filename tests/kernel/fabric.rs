@@ -58,7 +58,7 @@ impl Fabric {
             config,
             checksums_off,
             backend,
-            inputs: Inputs { node, identity, own: key(0), peers },
+            inputs: Inputs { node, identity, own: key(0), peers, whole: true },
             lab,
         }
     }
@@ -77,7 +77,7 @@ impl Fabric {
     }
 
     pub fn desired(&self) -> Desired {
-        let Inputs { node, identity, own, peers } = &self.inputs;
+        let Inputs { node, identity, own, peers, .. } = &self.inputs;
         let (desired, rejected) = self.backend.desired(node, identity, own, peers);
         assert_eq!(rejected, []);
         desired

@@ -20,7 +20,7 @@ proptest! {
     ) {
         let mut have = settled(&world, objects);
         let World { backend, node, id: identity, own, peers } = world;
-        let mut inputs = Inputs { node, identity, own, peers };
+        let mut inputs = Inputs { node, identity, own, peers, whole: true };
         let backend: Arc<dyn Backend> = backend.into();
         let (ownership, kind) = (backend.ownership(), backend.kind());
         let mut wanted = Wanted::new(Arc::clone(&backend), Arc::new(inputs.clone()));
@@ -49,7 +49,7 @@ fn a_lone_change_among_many_touches_its_own_entries_alone() {
     let mut peers: Peers = (2..200).map(|n| (key(&families, n), lease(n))).collect();
     let inputs = |peers: &Peers| {
         let own = key(&families, 1);
-        Arc::new(Inputs { node: node(), identity: identity(), own, peers: peers.clone() })
+        Arc::new(Inputs { node: node(), identity: identity(), own, peers: peers.clone(), whole: true })
     };
     let backend = Arc::from(backend("vxlan", &families, "", false));
     let mut wanted = Wanted::new(backend, inputs(&peers));

@@ -210,14 +210,14 @@ impl Daemon {
     async fn run_blind(self, store: Arc<dyn Store>) {
         let Ok(Joined { held, want, node, identity, .. }) = self.join(&*store).await else { return };
         let own = held.stored.lease.key;
-        let nobody = Target::new(Inputs { node, identity, own, peers: Default::default() });
+        let nobody = Target::new(Inputs { node, identity, own, peers: Default::default(), whole: true });
         let leases = Arc::new(Leases::new(held, want, nobody));
         leases::keep(store, leases, self.setting.ttl / 3).await;
     }
 
     async fn join(&self, store: &dyn Store) -> anyhow::Result<Joined> {
         let json = loop {
-            match patiently("the network config", || store.network_config()).await? {
+            match patiently("the network config", || store.network_config()).await {
                 Some(json) => break json,
                 None => tokio::time::sleep(Duration::from_secs(1)).await,
             }
@@ -226,7 +226,8 @@ impl Daemon {
         let backend: Arc<dyn Backend> = from_config(&network, false)?.into();
         backend.check(&self.host)?;
         let previous = *self.env.lock().unwrap();
-        join::lease(store, network, backend, &self.host_links(), self.host.clone(), previous).await
+        let host = self.host_links();
+        Ok(join::lease(store, network, backend, &host, self.host.clone(), previous).await)
     }
 
     fn host_links(&self) -> Host {

@@ -37,20 +37,25 @@ impl GuardKeeper {
         self.dropped
     }
 
-    /// Only `addresses` may send from now on. What is there already stays as it
-    /// is, so that nobody loses a packet. Gives whether anything was written.
-    pub async fn admit(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<bool, ToolError> {
+    /// Only `addresses` may send from now on; where they are not the `whole`, also
+    /// those that could before. What is there already stays as it is, so that
+    /// nobody loses a packet. Gives whether anything was written.
+    pub async fn admit(&mut self, addresses: &BTreeSet<IpAddr>, whole: bool) -> Result<bool, ToolError> {
         if self.known.is_none() {
             self.known = self.look().await?;
         }
         let Some(known) = &self.known else { return self.write_whole(addresses).await.map(|()| true) };
-        let Some(script) = change(known, addresses) else { return Ok(false) };
+        let mut addresses = addresses.clone();
+        if !whole {
+            addresses.extend(known);
+        }
+        let Some(script) = change(known, &addresses) else { return Ok(false) };
         // Until it is done: a failure, as where the table is gone, is a doubt.
         self.known = None;
         if tools::run("nft", &["-f", "-"], &script).await.is_err() {
-            self.write_whole(addresses).await?;
+            self.write_whole(&addresses).await?;
         }
-        self.known = Some(addresses.clone());
+        self.known = Some(addresses);
         Ok(true)
     }
 

@@ -77,7 +77,8 @@ pub struct EtcdStore {
 impl EtcdStore {
     /// Does not connect: the store may be away.
     ///
-    /// Errors: no endpoint, a malformed one, a key without its certificate.
+    /// Errors: no endpoint, a malformed one, a key without its certificate, a file
+    /// that is not there or is not PEM.
     pub fn new(config: EtcdConfig) -> Result<EtcdStore, StoreError> {
         let endpoints = config.endpoints.iter().map(|e| e.rsplit('@').next().unwrap_or(e));
         let description = format!("etcd {} {}", endpoints.collect::<Vec<_>>().join(","), config.prefix);

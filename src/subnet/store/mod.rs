@@ -43,7 +43,8 @@ pub trait Store: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<Held>, StoreError>>;
 
     /// Changes from `from` on, for ever: it reconnects, resumes and survives
-    /// compaction by itself. Emits `from` as its first event.
+    /// compaction by itself. Emits `from` as its first event, or where that is
+    /// remembered, that it is disconnected, and a listing once it is not.
     fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent>;
 }
 

@@ -57,6 +57,7 @@ impl Connection {
         if tls.key.is_some() != tls.cert.is_some() {
             return Err("a TLS key needs its certificate and the other way round: give both files".into());
         }
+        check(&tls)?;
         let endpoints =
             endpoints.iter().map(|e| url(e, &tls).map(Target::Url)).collect::<Result<Vec<_>, _>>()?;
         Ok(Connection::build(endpoints, tls, credentials))
@@ -185,6 +186,19 @@ fn url(endpoint: &str, tls: &TlsFiles) -> Result<String, String> {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
         _ => Err(format!("endpoint {endpoint:?}: give http[s]://HOST:PORT")),
     }
+}
+
+/// What is not there at the start is a mistake; later it may be in the midst of a
+/// renewal.
+fn check(files: &TlsFiles) -> Result<(), String> {
+    for path in [&files.ca, &files.cert, &files.key].into_iter().flatten() {
+        let name = path.display();
+        let pem = std::fs::read(path).map_err(|e| format!("{name}: {e}: give a PEM file that is there"))?;
+        if !String::from_utf8_lossy(&pem).contains("-----BEGIN ") {
+            return Err(format!("{name}: nothing in it is PEM: give a PEM file"));
+        }
+    }
+    Ok(())
 }
 
 async fn tls_options(files: &TlsFiles) -> Result<TlsOptions, Error> {

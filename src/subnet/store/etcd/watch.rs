@@ -23,21 +23,25 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// makes each try last seconds.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// The changes from `from` on, for ever.
+/// The changes from `from` on, for ever; from a listing on where that is none.
 pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, StoreEvent> {
     let mut watcher = Watcher {
-        anchor: Anchor::of(&from, &store),
+        anchor: Anchor::of(&from, &store).filter(|_| from.is_listed()),
         store,
         next: from.revision + 1,
         stream: None,
         seen: from.origin,
-        astray: false,
+        astray: !from.is_listed(),
         outage: None,
         pauses: Box::new(pauses(FIRST_PAUSE, MAX_PAUSE)),
         rest: false,
         queue: VecDeque::new(),
     };
-    watcher.queue.push_back(StoreEvent::Snapshot(from));
+    if from.is_listed() {
+        watcher.queue.push_back(StoreEvent::Snapshot(from));
+    } else {
+        watcher.away("not reached yet".to_owned());
+    }
     Box::pin(stream::unfold(watcher, |mut watcher| async {
         let event = watcher.event().await;
         Some((event, watcher))
@@ -239,9 +243,13 @@ impl Watcher {
         // A refusal is for a person to act on, whatever came before.
         let cause = failure.to_string();
         if self.outage.is_none() || failure.is_refusal() && self.outage.as_ref() != Some(&cause) {
-            self.queue.push_back(StoreEvent::Disconnected(cause.clone()));
-            self.outage = Some(cause);
+            self.away(cause);
         }
+    }
+
+    fn away(&mut self, cause: String) {
+        self.queue.push_back(StoreEvent::Disconnected(cause.clone()));
+        self.outage = Some(cause);
     }
 
     fn up(&mut self) {

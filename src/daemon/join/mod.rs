@@ -1,0 +1,224 @@
+//! How a node joins the fabric: store, network config, uplink, identity, lease.
+//! Whatever is not there yet is waited for, with a message.
+
+mod told;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::config::DaemonArgs;
+use super::health;
+use super::uplink::{self, Choice, Request};
+use crate::backends::{Backend, Identity, Node};
+use crate::kernel::host::{self, Host};
+use crate::model::{Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
+use crate::reconciler::{Inputs, Target};
+use crate::subnet::store::Store;
+use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
+
+use told::{Told, Wanting, known, told, told_at_last};
+pub use told::{network_config, parse, patiently};
+
+/// A node that is part of the fabric.
+#[derive(Debug)]
+pub struct Joined {
+    pub network: NetworkConfig,
+    pub backend: Arc<dyn Backend>,
+    pub node: Node,
+    pub identity: Identity,
+    pub held: Held,
+    /// What was asked for, to ask for again.
+    pub want: Want,
+    /// The listing that the lease was chosen from: where the watch begins. Or what
+    /// is remembered of one, where the store is away.
+    pub snapshot: Snapshot,
+}
+
+impl Joined {
+    /// What the reconciler begins with: the listing's leases without our own, so
+    /// that a restart looks for no less than the kernel has.
+    pub fn target(&self) -> Target {
+        let own = self.held.stored.lease.key;
+        let others = self.snapshot.leases.iter().filter(|stored| stored.lease.key != own);
+        Target::new(Inputs {
+            node: self.node.clone(),
+            identity: self.identity.clone(),
+            own,
+            peers: others.map(|stored| (stored.lease.key, stored.lease.attrs.clone())).collect(),
+            whole: self.snapshot.is_listed(),
+        })
+    }
+}
+
+/// By what the store says; where it is away or says nothing of use, by what this
+/// node knew last, if it knew anything.
+pub async fn join(args: &DaemonArgs, store: &dyn Store) -> anyhow::Result<Joined> {
+    let previous = previous_subnet(args);
+    let (Told { network, backend, listing }, known) = match known(args, previous) {
+        None => (told_at_last(args, store).await, None),
+        Some((known, held)) => match told(args, store).await {
+            Ok(told) => (told, None),
+            Err(Wanting { what, cause }) => {
+                warn!("without {what}: {cause}: going by what this node knew last");
+                (known, Some(held))
+            }
+        },
+    };
+    health::waiting_for("an uplink");
+    let host = host::read()?;
+    let Choice { node, because } = choose_uplink(args, &host, &network, None)?;
+    info!(uplink = %node.uplink, mtu = node.uplink_mtu, address = %listed(&node.address), public = %listed(&node.public_ip), "{because}");
+    backend.check(&node)?;
+    let newcomer = Newcomer { network, backend, host: &host, node, previous };
+    match known {
+        None => Ok(newcomer.lease(store, listing).await),
+        Some(held) => Ok(newcomer.resume(held, listing)),
+    }
+}
+
+/// A subnet for `node` of `host`, and who it is among the others. `previous` is
+/// what `subnet.env` remembers.
+pub async fn lease(
+    store: &dyn Store,
+    network: NetworkConfig,
+    backend: Arc<dyn Backend>,
+    host: &Host,
+    node: Node,
+    previous: Option<SubnetKey>,
+) -> Joined {
+    health::waiting_for("a lease");
+    let listing = patiently("leases", || store.snapshot()).await;
+    Newcomer { network, backend, host, node, previous }.lease(store, listing).await
+}
+
+/// A node on its way in.
+struct Newcomer<'a> {
+    network: NetworkConfig,
+    backend: Arc<dyn Backend>,
+    host: &'a Host,
+    node: Node,
+    previous: Option<SubnetKey>,
+}
+
+impl Newcomer<'_> {
+    async fn lease(self, store: &dyn Store, listing: Snapshot) -> Joined {
+        let (identity, want) = self.asks(&listing);
+        let listing = match self.left_behind(&listing) {
+            Some(own) => {
+                take_along(store, own, &want).await;
+                patiently("leases", || store.snapshot()).await
+            }
+            None => listing,
+        };
+        let held = patiently("a lease", || store.acquire(&listing, &want)).await;
+        info!(subnet = %held.stored.lease.key, backend = self.backend.kind(), "this node's subnet");
+        self.joined(identity, want, held, listing)
+    }
+
+    /// With the lease that it had. Whether it still has it the store will say: nobody
+    /// else takes it before its time is over, and containers live in it after that.
+    fn resume(self, held: Held, known: Snapshot) -> Joined {
+        let (identity, want) = self.asks(&known);
+        let subnet = held.stored.lease.key;
+        match held.ttl {
+            Some(Duration::ZERO) => {
+                warn!(%subnet, "this node's subnet; its lease ran out and may be another's by now");
+            }
+            _ => info!(%subnet, backend = self.backend.kind(), "this node's subnet, as far as it knows"),
+        }
+        self.joined(identity, want, held, known)
+    }
+
+    fn asks(&self, listing: &Snapshot) -> (Identity, Want) {
+        let identity = identity(&*self.backend, self.host, &self.node, listing);
+        let attrs = self.backend.attrs(&self.node, &identity);
+        let want = Want { config: self.network.clone(), attrs, previous: self.previous, no_other: false };
+        (identity, want)
+    }
+
+    fn joined(self, identity: Identity, want: Want, held: Held, snapshot: Snapshot) -> Joined {
+        let Newcomer { network, backend, node, .. } = self;
+        Joined { network, backend, node, identity, held, want, snapshot }
+    }
+
+    /// Our own lease under an address that this host had before: it is the subnet
+    /// that we remember, and publishes the MAC of the tunnel that still stands here.
+    fn left_behind<'s>(&self, listing: &'s Snapshot) -> Option<&'s StoredLease> {
+        let is_own = |s: &StoredLease| alloc::is_own(&self.node.public_ip, &s.lease.attrs.public_ip);
+        if listing.leases.iter().any(is_own) {
+            return None;
+        }
+        let stored = listing.leases.iter().find(|stored| Some(stored.lease.key) == self.previous)?;
+        let published = self.backend.published_identity(&stored.lease.attrs).mac;
+        let here = self.backend.devices().map(|_, device| mac_of(self.host, device)).flatten();
+        (!published.is_empty() && published == here).then_some(stored)
+    }
+}
+
+async fn take_along(store: &dyn Store, own: &StoredLease, want: &Want) {
+    let (before, now) = (listed(&own.lease.attrs.public_ip), listed(&want.attrs.public_ip));
+    info!(subnet = %own.lease.key, "this host was {before} and is {now}: its lease goes along");
+    let held = Held { stored: own.clone(), ttl: None };
+    // Where it is ours no more, the next listing says so.
+    patiently("our lease", || store.update(&held, &want.attrs)).await;
+}
+
+fn mac_of(host: &Host, device: IfName) -> Option<Mac> {
+    host.links.iter().find(|link| link.name == device).and_then(|link| link.mac)
+}
+
+/// What the options and the network config ask for, put to this host as it is.
+pub fn choose_uplink(
+    args: &DaemonArgs,
+    host: &Host,
+    network: &NetworkConfig,
+    current: Option<&Node>,
+) -> anyhow::Result<Choice> {
+    let can_reach = match args.iface_can_reach {
+        Some(target) => Some((target, host::reach(target)?)),
+        None => None,
+    };
+    let request = Request {
+        ifaces: args.iface.clone(),
+        patterns: args.iface_regex.clone(),
+        can_reach,
+        public_ip: PerFamily { v4: args.public_ip.map(Into::into), v6: args.public_ipv6.map(Into::into) },
+    };
+    let families: Vec<Family> = network.pools.iter().map(|(family, _)| family).collect();
+    Ok(uplink::choose(host, &request, &families, current)?)
+}
+
+/// `192.168.7.11, fd77::11`
+pub fn listed(addresses: &PerFamily<IpAddr>) -> String {
+    addresses.iter().map(|(_, ip)| ip.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Found once: in our stored lease, then on the existing device, then drawn at
+/// random.
+fn identity(backend: &dyn Backend, host: &Host, node: &Node, snapshot: &Snapshot) -> Identity {
+    let stored = snapshot
+        .leases
+        .iter()
+        .find(|stored| alloc::is_own(&node.public_ip, &stored.lease.attrs.public_ip))
+        .map(|stored| backend.published_identity(&stored.lease.attrs))
+        .unwrap_or_default();
+    let mac = backend.devices().map(|family, device| {
+        let known = stored.mac.get(family).copied().or_else(|| mac_of(host, device));
+        known.unwrap_or_else(|| Mac::local(std::array::from_fn(|_| fastrand::u8(..))))
+    });
+    Identity { mac }
+}
+
+/// What `subnet.env` remembers. A broken one costs the memory, not the start.
+fn previous_subnet(args: &DaemonArgs) -> Option<SubnetKey> {
+    match env_file::read(&args.subnet_file) {
+        Ok(env) => env.and_then(|env| env.subnet_key()),
+        Err(error) => {
+            warn!("{error}: starting without it");
+            None
+        }
+    }
+}
