@@ -238,6 +238,29 @@ fn what_is_missing_is_told_by_name() {
     );
 }
 
+#[test]
+fn what_a_peer_lacks_is_its_share_of_what_is_missing() {
+    let alone = one_peer("vxlan");
+    let other = lease("vxlan", &[Family::V4], 3, mac(3), true);
+    let mut both = one_peer("vxlan");
+    both.peers.insert(key(&[Family::V4], 3), other);
+    let mut have = settled(&both, true);
+    have.fdb.retain(|(_, of), _| *of != mac(3));
+    have.neighbours.retain(|_, of| *of != mac(3));
+
+    let missing = both.desired().missing_from(&have);
+
+    assert!(alone.desired().shared_with(&missing).is_empty());
+    let names = [
+        "neighbour 10.5.3.0 lladdr 0e:00:00:00:00:03 dev flannel.1",
+        "fdb 0e:00:00:00:00:03 dst 192.168.9.3 dev flannel.1",
+    ];
+    assert_eq!(both.desired().shared_with(&missing).names(), names);
+    have.links.clear();
+    let missing = both.desired().missing_from(&have);
+    assert_eq!(alone.desired().shared_with(&missing).names(), ["link flannel.1"], "everyone's");
+}
+
 fn one_peer(kind: &'static str) -> World {
     let families = [Family::V4];
     World {
