@@ -176,6 +176,9 @@ fn a_fight_is_named_in_the_log_the_metrics_and_the_status() {
         fabric.status(0)["kernel"]["fights"][0]["count"].as_u64() >= Some(6)
     };
     wait_until(SOON, "a fight", fought).unwrap();
+    // From then on the count stays as it is.
+    let back = || host.ip_json(&format!("route show {subnet}")).unwrap() != json!([]);
+    wait_until(SOON, "the last repair", back).unwrap();
 
     let (status, ok) = fabric.try_status(0).unwrap();
     let fight = &status["kernel"]["fights"][0];
