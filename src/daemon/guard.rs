@@ -15,8 +15,10 @@ use super::health;
 use crate::backends::Backend;
 use crate::firewall::guard::{TABLE, addresses};
 use crate::kernel::firewall::{GuardKeeper, Subject, Watch, guard_stands, remove_guard};
+use crate::kernel::host;
 use crate::reconciler::{Healing, Ledger, Target};
 
+const UP: &str = "guard: only leased peers may send into the fabric";
 /// Between two writes: what changes meanwhile goes in one.
 const REST: Duration = Duration::from_millis(20);
 /// Between two tries of what fails, and after another hand was at it: one that
@@ -56,15 +58,18 @@ pub struct Guard {
     state: watch::Sender<GuardState>,
 }
 
-/// Puts the guard up, or takes away what an earlier run left of one. The state,
-/// and the guard to `run`, if there is one.
+/// Puts the guard up, or takes away what an earlier run left of one: to be done
+/// before there is a tunnel. The state, and the guard to `run`, if there is one.
+///
+/// Where no tunnel stands nothing is lost by rules that admit nobody at first, and
+/// the addresses come with the first of `run`, while the tunnel is made.
 pub async fn start(
     mode: GuardMode,
     backend: &Arc<dyn Backend>,
     target: &Target,
     audit: Duration,
 ) -> (watch::Receiver<GuardState>, Option<Guard>) {
-    let (state, told) = watch::channel(GuardState::default());
+    let (state, mut told) = watch::channel(GuardState::default());
     let tunnel = backend.encapsulation().filter(|_| mode != GuardMode::Off);
     let Some(keeper) = tunnel.and_then(GuardKeeper::new) else {
         if tunnel.is_some() {
@@ -81,7 +86,12 @@ pub async fn start(
     let (changes, target, kind) = (target.subscribe(), target.clone(), backend.kind());
     let (watch, repairs) = (watch.ok(), Ledger::new("guard"));
     let mut guard = Guard { keeper, kind, target, changes, watch, audit, repairs, state };
-    guard.admit("guard: only leased peers may send into the fabric").await;
+    // In doubt nothing may be lost.
+    match backend.devices().iter().any(|(_, device)| host::has_link(*device).unwrap_or(true)) {
+        true => drop(guard.admit(UP).await),
+        false => guard.raise().await,
+    }
+    told.mark_unchanged();
     (told, Some(guard))
 }
 
@@ -90,8 +100,10 @@ impl Guard {
         self.repairs.healing()
     }
 
-    /// Follows the leases, for ever.
+    /// Follows the leases, for ever. The state changes when they are admitted that
+    /// are known now.
     pub async fn run(mut self) {
+        self.admit(UP).await;
         let mut look = Instant::now() + self.audit;
         loop {
             health::beat();
@@ -126,6 +138,14 @@ impl Guard {
             let again = doubt && wrote_or_failed || self.state.borrow().trouble.is_some();
             tokio::time::sleep(if again { PAUSE } else { REST }).await;
         }
+    }
+
+    async fn raise(&mut self) {
+        let trouble = match self.keeper.raise().await {
+            Ok(()) => "guard: it admits nobody yet".to_owned(),
+            Err(error) => format!("guard: {error}"),
+        };
+        self.state.send_replace(GuardState { trouble: Some(trouble), ..GuardState::default() });
     }
 
     /// Whether anything had to be done, or failed.

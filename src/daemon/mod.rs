@@ -36,6 +36,7 @@ use tracing::{info, warn};
 use self::blackholes::Blackholes;
 use self::config::DaemonArgs;
 use self::follow_uplink::Uplink;
+use self::guard::GuardState;
 use self::health::Health;
 use self::join::Joined;
 use self::leases::Leases;
@@ -104,25 +105,25 @@ async fn start(
     let joined = join::join(args, &*store).await?;
     let own = &joined.held.stored.lease.key;
     let (target, audit) = (joined.target(), args.audit_interval());
-    // Both before there is a tunnel, and containers.
-    let (traffic, (guarded, guard)) = tokio::join!(
-        Traffic::start(&args.traffic, &joined.network, own, audit),
-        guard::start(args.traffic.guard, &joined.backend, &target, audit),
-    );
-    let complaint = traffic.complaint();
-    let blackholes = Blackholes::start(args.traffic.ip_blackhole_route, own, audit);
-    let mut healing = vec![traffic.healing(), blackholes.healing()];
-    healing.extend(guard.as_ref().map(|guard| guard.healing()));
-    write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
     let audits = audits(args);
-    tasks.spawn_watched("traffic rules", audits, traffic.run());
-    tasks.spawn_watched("blackhole routes", audits, blackholes.run());
+    // Before there is a tunnel.
+    let (guarded, guard) = guard::start(args.traffic.guard, &joined.backend, &target, audit).await;
+    let mut healing: Vec<_> = guard.as_ref().map(|guard| guard.healing()).into_iter().collect();
     if let Some(guard) = guard {
         tasks.spawn_watched("guard", audits, guard.run());
     }
-
     let reconciler = start_reconciler(args, &joined, target.clone(), tasks)?;
     tasks.spawn_watched("reconciler", audits, health::follow(reconciler.state()));
+
+    // Before there are containers.
+    let traffic = Traffic::start(&args.traffic, &joined.network, own, audit).await;
+    let complaint = traffic.complaint();
+    let blackholes = Blackholes::start(args.traffic.ip_blackhole_route, own, audit);
+    healing.extend([traffic.healing(), blackholes.healing()]);
+    write_subnet_env(args, &joined.network, own, joined.backend.mtu(&joined.node))?;
+    tasks.spawn_watched("traffic rules", audits, traffic.run());
+    tasks.spawn_watched("blackhole routes", audits, blackholes.run());
+
     let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
     let uplink = follow_uplink(args, &joined, target, leases.clone(), tasks)?;
     let source = StatusSource::new(
@@ -131,7 +132,7 @@ async fn start(
         &joined,
         leases.clone(),
         reconciler.clone(),
-        Loops { uplink, traffic: complaint, guard: guarded, healing },
+        Loops { uplink, traffic: complaint, guard: guarded.clone(), healing },
     );
     site.joined(source);
     let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;
@@ -147,7 +148,7 @@ async fn start(
     let keeper = leases::keep(store, leases.clone(), args.renew_margin());
     tasks.spawn_watched("lease keeper", health::BOUND, keeper);
     health::waiting_for("the kernel to be as it should be");
-    announce(&reconciler).await;
+    announce(&reconciler, guarded).await;
     // Nothing waits for it: it comes last.
     let file = subnet::checkpoint::path(&args.subnet_file);
     let writer = checkpoint::keep(file, joined.network.text, leases.clone(), tasks.stop.clone());
@@ -234,9 +235,14 @@ fn audits(args: &DaemonArgs) -> Duration {
 
 /// Tells systemd that containers may come: the kernel is as it should be, or we
 /// have waited long enough for it and say so.
-async fn announce(reconciler: &reconciler::Handle) {
+async fn announce(reconciler: &reconciler::Handle, mut guarded: watch::Receiver<GuardState>) {
     let mut state = reconciler.state();
-    let synced = tokio::time::timeout(FIRST_PASS, state.wait_for(|state| state.synced)).await.is_ok();
+    let first_pass = async {
+        let _ = state.wait_for(|state| state.synced).await;
+        // At once where there is none.
+        let _ = guarded.changed().await;
+    };
+    let synced = tokio::time::timeout(FIRST_PASS, first_pass).await.is_ok();
     memory::give_back();
     let status = if synced { "in sync" } else { "running; the kernel is not in sync yet" };
     info!("{status}");

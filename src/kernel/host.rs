@@ -11,6 +11,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::{Connection, NetlinkError, Request};
+use super::request;
 use crate::model::{Family, IfName, Mac};
 
 /// What this host's kernel says of links, addresses and routes.
@@ -61,6 +62,15 @@ pub fn read() -> Result<Host, NetlinkError> {
         }
     }
     Ok(host)
+}
+
+/// Whether the namespace of the calling thread has that link.
+pub fn has_link(name: IfName) -> Result<bool, NetlinkError> {
+    match Connection::open()?.get::<RouteNetlinkMessage>(request::get_link(name)) {
+        Ok(_) => Ok(true),
+        Err(cause) if cause.errno() == Some(libc::ENODEV) => Ok(false),
+        Err(cause) => Err(cause.of(format_args!("link {name}"))),
+    }
 }
 
 /// How the kernel reaches an address.
