@@ -45,56 +45,76 @@ pub(super) async fn walk(
     store: &EtcdStore,
     mut take: impl FnMut(&KeyValue),
 ) -> Result<(i64, Option<Origin>), Failure> {
-    let (mut revision, mut origin, mut records) = (0, None, 0);
-    let mut start = store.keys.subnets().into_bytes();
-    let mut limit = PAGE;
-    loop {
-        let page = match page(store, &start, revision, limit, false).await {
-            // Too large an answer (of fat records): smaller pages.
-            Err(failure) if failure.code == Code::OutOfRange && !failure.is_compacted() && limit > 1 => {
-                limit = (limit / 8).max(1);
-                continue;
-            }
-            // One record alone is too large: its key will do.
-            Err(failure) if failure.code == Code::OutOfRange && !failure.is_compacted() => {
-                page(store, &start, revision, 1, true).await?
-            }
-            other => other?,
-        };
-        if revision == 0 {
-            revision = page.header().map_or(0, |header| header.revision());
-            origin = page.header().map(super::origin);
-        }
-        page.kvs().iter().for_each(&mut take);
+    let start = Some(store.keys.subnets().into_bytes());
+    let mut pages = Pages { store, start, revision: 0, limit: PAGE };
+    let (mut origin, mut records) = (None, 0);
+    let mut next = pages.next().await?;
+    while let Some(page) = next {
+        origin = origin.or(page.header().map(super::origin));
         records += page.kvs().len();
         if records > MAX_RECORDS {
             let what = format!("more than {MAX_RECORDS} records below {}", store.keys.subnets());
             return Err(Failure::refusal(what));
         }
-        let Some(last) = page.kvs().last().filter(|_| page.more()) else { return Ok((revision, origin)) };
-        start = last.key().to_vec();
-        start.push(0);
+        // The store looks the next page up while this one is taken in. The request is
+        // sent by another task, which is to run first.
+        let (following, ()) = tokio::join!(pages.next(), async {
+            tokio::task::yield_now().await;
+            page.kvs().iter().for_each(&mut take);
+        });
+        next = following?;
+    }
+    Ok((pages.revision, origin))
+}
+
+struct Pages<'a> {
+    store: &'a EtcdStore,
+    /// Where the next one begins; `None` after the last.
+    start: Option<Vec<u8>>,
+    /// That of the first page, and of all; 0 until then.
+    revision: i64,
+    limit: i64,
+}
+
+impl Pages<'_> {
+    async fn next(&mut self) -> Result<Option<GetResponse>, Failure> {
+        let Some(start) = &self.start else { return Ok(None) };
+        let page = loop {
+            match self.read(start, self.limit, false).await {
+                // Too large an answer (of fat records): smaller pages.
+                Err(failure) if is_too_large(&failure) && self.limit > 1 => {
+                    self.limit = (self.limit / 8).max(1);
+                }
+                // One record alone is too large: its key will do.
+                Err(failure) if is_too_large(&failure) => break self.read(start, 1, true).await?,
+                other => break other?,
+            }
+        };
+        if self.revision == 0 {
+            self.revision = page.header().map_or(0, |header| header.revision());
+        }
+        let last = page.kvs().last().filter(|_| page.more());
+        self.start = last.map(|last| [last.key(), &[0]].concat());
+        Ok(Some(page))
+    }
+
+    /// At most `limit` records from `start` on.
+    async fn read(&self, start: &[u8], limit: i64, keys_only: bool) -> Result<GetResponse, Failure> {
+        let mut options = GetOptions::new()
+            .with_range(self.store.keys.subnets_end())
+            .with_limit(limit)
+            .with_revision(self.revision);
+        if keys_only {
+            options = options.with_keys_only();
+        }
+        let get = |client| {
+            let (start, options) = (start.to_vec(), options.clone());
+            async move { kv(&client).get(start, Some(options)).await }
+        };
+        self.store.connection.call(get).await
     }
 }
 
-/// At most `limit` records from `start` on, at `revision` (0: now).
-async fn page(
-    store: &EtcdStore,
-    start: &[u8],
-    revision: i64,
-    limit: i64,
-    keys_only: bool,
-) -> Result<GetResponse, Failure> {
-    let mut options =
-        GetOptions::new().with_range(store.keys.subnets_end()).with_limit(limit).with_revision(revision);
-    if keys_only {
-        options = options.with_keys_only();
-    }
-    store
-        .connection
-        .call(|client| {
-            let (start, options) = (start.to_vec(), options.clone());
-            async move { kv(&client).get(start, Some(options)).await }
-        })
-        .await
+fn is_too_large(failure: &Failure) -> bool {
+    failure.code == Code::OutOfRange && !failure.is_compacted()
 }
