@@ -1,10 +1,11 @@
 //! A transaction layer over one netlink socket, of routing or of netfilter:
-//! bounded batches whose ACKs are counted, dumps that are repeated when the
-//! kernel says they were interrupted, errors that name what they are about.
+//! bounded batches with a result for each request, dumps that are repeated when
+//! the kernel says they were interrupted, errors that name what they are about.
 //!
-//! It is synchronous on purpose. The kernel executes a request inside `sendmsg(2)`: when that returns, the work is done and the ACK lies in
-//! the receive buffer, so there is nothing to await, and the CNI plugin, which
-//! has no runtime, shares the code. Routing's messages are netlink-packet-route's;
+//! It is synchronous on purpose. The kernel executes a request inside
+//! `sendmsg(2)`: when that returns, the work is done and the ACK lies in the
+//! receive buffer, so there is nothing to await, and the CNI plugin, which has no
+//! runtime, shares the code. Routing's messages are netlink-packet-route's;
 //! the daemon composes them with rtnetlink's builders, but sends them here,
 //! because rtnetlink's connection neither sees `NLM_F_DUMP_INTR` nor an error
 //! inside `NLMSG_DONE`, and waits for ever for an ACK that was dropped.
@@ -32,8 +33,8 @@ pub use error::{Cause, NetlinkError, errno_name};
 pub(crate) use reply::messages;
 use reply::{Acks, Dump, Outcome};
 
-/// Requests sent and acknowledged together. Their ACKs must fit the receive
-/// buffer, whatever its size: the kernel drops those that do not.
+/// Requests sent together. Should the kernel refuse each, what it says must fit the
+/// receive buffer, whatever its size.
 const CHUNK_REQUESTS: usize = 200;
 /// Bytes sent together: well below the default send buffer.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -92,6 +93,12 @@ impl Request {
 
     fn set_sequence(&mut self, sequence: u32) {
         self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    }
+
+    /// Be answered only where it is refused.
+    fn be_silent(&mut self) {
+        let flags = u16::from_ne_bytes([self.0[6], self.0[7]]) & !NLM_F_ACK;
+        self.0[6..8].copy_from_slice(&flags.to_ne_bytes());
     }
 }
 
@@ -233,6 +240,12 @@ impl Connection {
     }
 
     fn chunk(&mut self, requests: &mut [Request]) -> Vec<Result<(), Cause>> {
+        // The last one's ACK says that all were taken; each of the others would cost
+        // the kernel a message and us a call. Where the kernel has to drop an error,
+        // the socket says so (ENOBUFS).
+        if let Some((_, others)) = requests.split_last_mut() {
+            others.iter_mut().for_each(Request::be_silent);
+        }
         let first = self.sequence.wrapping_add(1);
         let bytes = self.numbered(requests);
         let mut acks = Acks::new(first, requests.len());
@@ -242,7 +255,7 @@ impl Connection {
         }
         while acks.outstanding() > 0 {
             let outstanding = acks.outstanding();
-            let awaited = || format!("{outstanding} of {} acknowledgements", requests.len());
+            let awaited = || format!("the answer to the last {outstanding} of {} requests", requests.len());
             match self.receive(awaited) {
                 Ok(datagram) => acks.take(datagram, |_, _| {}),
                 Err(cause) => acks.fail(&cause),

@@ -7,20 +7,24 @@ use netlink_packet_core::{
 
 use super::Cause;
 
-/// Acknowledgements of consecutive sequence numbers.
+/// Answers to requests of consecutive sequence numbers. The kernel takes these in
+/// turn and answers whichever it refuses, so that what it says to one tells of all
+/// before that are without an answer: they are done.
 pub(super) struct Acks {
     first: u32,
     results: Vec<Option<Result<(), Cause>>>,
-    outstanding: usize,
+    /// So many of the first have been decided.
+    known: usize,
 }
 
 impl Acks {
     pub(super) fn new(first: u32, count: usize) -> Acks {
-        Acks { first, results: vec![None; count], outstanding: count }
+        Acks { first, results: vec![None; count], known: 0 }
     }
 
+    /// Those of which nothing is known yet.
     pub(super) fn outstanding(&self) -> usize {
-        self.outstanding
+        self.results.len() - self.known
     }
 
     /// Count what a datagram acknowledges. Answers that are no acknowledgement
@@ -35,7 +39,7 @@ impl Acks {
             }
             if result.is_none() {
                 *result = Some(acknowledged(&header, payload));
-                self.outstanding -= 1;
+                self.known = self.known.max(index + 1);
             }
         }
     }
@@ -48,14 +52,14 @@ impl Acks {
 
     /// Give up: everything outstanding failed for `cause`.
     pub(super) fn fail(&mut self, cause: &Cause) {
-        for result in &mut self.results {
-            result.get_or_insert_with(|| Err(cause.clone()));
-        }
-        self.outstanding = 0;
+        self.results[self.known..].fill(Some(Err(cause.clone())));
+        self.known = self.results.len();
     }
 
     pub(super) fn into_results(self) -> Vec<Result<(), Cause>> {
-        self.results.into_iter().map(|result| result.unwrap_or(Err(Cause::NoAnswer))).collect()
+        let silent = |at| if at < self.known { Ok(()) } else { Err(Cause::NoAnswer) };
+        let results = self.results.into_iter().enumerate();
+        results.map(|(at, result)| result.unwrap_or_else(|| silent(at))).collect()
     }
 }
 
@@ -116,6 +120,10 @@ impl<M: NetlinkDeserializable> Dump<M> {
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = (NetlinkHeader, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
+        // The end of each, and cheaper than the error that says so.
+        if rest.is_empty() {
+            return None;
+        }
         let buffer = NetlinkBuffer::new_checked(rest).ok()?;
         let header = NetlinkHeader::parse(&buffer).ok()?;
         let payload = buffer.payload();
@@ -233,18 +241,19 @@ mod tests {
     }
 
     #[test]
-    fn acks_are_matched_by_number_and_counted_once() {
-        let mut acks = Acks::new(u32::MAX, 3); // numbers wrap
-        let refused = ack(0, -libc::EEXIST);
+    fn answers_are_matched_by_number_and_speak_for_those_before() {
+        let mut acks = Acks::new(u32::MAX, 5); // numbers wrap
+        let refused = ack(1, -libc::EEXIST);
 
-        acks.take(&[ack(1, 0), refused.clone()].concat(), |_, _| {});
-        acks.take(&[refused, ack(99, 0), ack(u32::MAX - 1, 0)].concat(), |_, _| {});
+        acks.take(&[refused.clone(), ack(99, 0), ack(u32::MAX - 1, 0)].concat(), |_, _| {});
+        assert_eq!(acks.outstanding(), 2);
+        acks.take(&[refused, ack(2, 0)].concat(), |_, _| {});
         assert_eq!(acks.outstanding(), 1);
-        let late = Cause::TimedOut { awaited: "1 of 3".into(), after: std::time::Duration::from_secs(1) };
+        let late = Cause::TimedOut { awaited: "1 of 5".into(), after: std::time::Duration::from_secs(1) };
         acks.fail(&late);
 
         let exists = Cause::Errno { errno: libc::EEXIST, message: String::new() };
-        assert_eq!(acks.into_results(), [Err(late), Err(exists), Ok(())]);
+        assert_eq!(acks.into_results(), [Ok(()), Ok(()), Err(exists), Ok(()), Err(late)]);
     }
 
     #[test]
