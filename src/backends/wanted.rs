@@ -1,5 +1,7 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
 
 use super::{Backend, Identity, Node, Peers, Rejected};
 use crate::desired::{Desired, Touched};
@@ -59,7 +61,7 @@ impl Wanted {
         let new = Arc::clone(&self.inputs);
         let same =
             (&old.node, &old.identity, old.own, old.whole) == (&new.node, &new.identity, new.own, new.whole);
-        let few = same.then(|| concerned(&*self.backend, &old.peers, &new.peers)).flatten();
+        let few = same.then(|| self.concerned(&old.peers, &new.peers)).flatten();
         let Some(few) = few else {
             self.compute();
             return None;
@@ -74,6 +76,54 @@ impl Wanted {
         Some(self.desired.replace(&before, after))
     }
 
+    /// The peers that changed, and whoever is related to one of them, in turn:
+    /// peers whose subnets overlap or who publish one identity compete for a place
+    /// or share one; to all others they make no difference (`Backend::desired`).
+    /// `None` where they are many.
+    fn concerned(&self, old: &Peers, new: &Peers) -> Option<BTreeSet<SubnetKey>> {
+        let backend = &*self.backend;
+        let mut fresh: Vec<SubnetKey> = old.changes(new).take(FEW + 1).copied().collect();
+        if let [key] = fresh[..]
+            && old.get(&key).is_none()
+            && new.get(&key).is_some_and(|attrs| self.has_no_relations(&key, attrs))
+        {
+            return Some(BTreeSet::from([key]));
+        }
+        let mut concerned = BTreeSet::new();
+        while !fresh.is_empty() {
+            concerned.extend(fresh.iter().copied());
+            if concerned.len() > FEW {
+                return None;
+            }
+            let versions = fresh.iter().flat_map(|key| [old.get(key), new.get(key)]).flatten();
+            let published: Vec<_> = versions.flat_map(|attrs| identities(backend, attrs)).collect();
+            let related = |key: &SubnetKey, attrs| {
+                fresh.iter().any(|other| other.overlaps(key))
+                    || identities(backend, attrs).any(|identity| published.contains(&identity))
+            };
+            // All who changed are among the concerned: the others are the same in both.
+            let others = new.iter().filter(|(key, attrs)| related(key, attrs) && !concerned.contains(key));
+            fresh = others.map(|(key, _)| *key).take(FEW + 1).collect();
+        }
+        Some(concerned)
+    }
+
+    /// Whether a newcomer is surely related to nobody, by a look at the state that
+    /// the others make, however many they are.
+    fn has_no_relations(&self, key: &SubnetKey, attrs: &LeaseAttrs) -> bool {
+        let Desired { routes, fdb, .. } = &self.desired;
+        let devices = self.backend.devices();
+        let mut vteps = identities(&*self.backend, attrs)
+            .filter_map(|(family, mac)| Some((*devices.get(family)?, mac)))
+            .peekable();
+        // As many as routes: each peer has one to itself, and none is reached without.
+        let all_shown = vteps.peek().is_none() || fdb.len() == routes.len();
+        self.rejected.is_empty()
+            && all_shown
+            && !vteps.any(|vtep| fdb.contains_key(&vtep))
+            && !key.nets().any(|(_, net)| is_overlapped(routes, net))
+    }
+
     fn compute(&mut self) {
         (self.desired, self.rejected) = self.of(&self.inputs.peers);
         self.rejected.sort_by_key(|rejected| rejected.key);
@@ -85,32 +135,18 @@ impl Wanted {
     }
 }
 
-/// The peers that changed, and whoever is related to one of them, in turn: peers
-/// whose subnets overlap or who publish one identity compete for a place or
-/// share one; to all others they make no difference (`Backend::desired`). `None`
-/// where they are many.
-fn concerned(backend: &dyn Backend, old: &Peers, new: &Peers) -> Option<BTreeSet<SubnetKey>> {
-    let mut fresh: Vec<SubnetKey> = old.changes(new).take(FEW + 1).copied().collect();
-    let mut concerned = BTreeSet::new();
-    while !fresh.is_empty() {
-        concerned.extend(fresh.iter().copied());
-        if concerned.len() > FEW {
-            return None;
-        }
-        let versions = fresh.iter().flat_map(|key| [old.get(key), new.get(key)]).flatten();
-        let published: Vec<_> = versions.flat_map(|attrs| identities(backend, attrs)).collect();
-        let related = |key: &SubnetKey, attrs| {
-            fresh.iter().any(|other| other.overlaps(key))
-                || identities(backend, attrs).any(|identity| published.contains(&identity))
-        };
-        // All who changed are among the concerned: the others are the same in both.
-        let others = new.iter().filter(|(key, attrs)| related(key, attrs) && !concerned.contains(key));
-        fresh = others.map(|(key, _)| *key).take(FEW + 1).collect();
-    }
-    Some(concerned)
-}
-
 fn identities(backend: &dyn Backend, attrs: &LeaseAttrs) -> impl Iterator<Item = (Family, Mac)> {
     let macs = backend.published_identity(attrs).mac;
     Family::BOTH.into_iter().filter_map(move |family| Some((family, *macs.get(family)?)))
+}
+
+/// By a destination inside `net`, or by one around it.
+fn is_overlapped<V>(routes: &BTreeMap<IpNetwork, V>, net: IpNetwork) -> bool {
+    let longest = Family::of_net(net).bits();
+    let prefix = |ip, length| IpNetwork::new(ip, length).ok();
+    let (first, last) = (prefix(net.network(), 0), prefix(net.broadcast(), longest));
+    let inside = first.zip(last).is_none_or(|(first, last)| routes.range(first..=last).next().is_some());
+    let mut around =
+        (0..net.prefix()).filter_map(|length| prefix(prefix(net.ip(), length)?.network(), length));
+    inside || around.any(|outer| routes.contains_key(&outer))
 }

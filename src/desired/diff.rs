@@ -1,5 +1,5 @@
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnetwork::IpNetwork;
 
@@ -303,17 +303,23 @@ fn stale_nexthops(
 struct Nexthops<'a> {
     /// Ours by value, as far as they are asked for.
     by_value: HashMap<Nexthop, u32>,
-    /// Ids that nobody uses, lowest first; none where the kernel has no nexthop
-    /// objects.
+    /// Ids that nobody uses; none where the kernel has no nexthop objects.
     free: Box<dyn Iterator<Item = u32> + 'a>,
 }
 
 impl<'a> Nexthops<'a> {
     fn new(have: &'a Observed, wanted: impl Iterator<Item = Nexthop>) -> Nexthops<'a> {
-        let mut used = have.nexthops.range(NEXTHOP_IDS).map(|(id, _)| *id).peekable();
-        let ids = NEXTHOP_IDS.take_while(|_| have.nexthop_objects);
-        let free = ids.filter(move |id| used.next_if_eq(id).is_none());
-        Nexthops { by_value: own_nexthops(have, wanted), free: Box::new(free) }
+        // Above all that are in use, so that one more costs no look at these; then
+        // the gaps.
+        let used = || have.nexthops.range(NEXTHOP_IDS).map(|(id, _)| *id);
+        let above = used().next_back().map_or(*NEXTHOP_IDS.start(), |last| last + 1);
+        let mut used = used().peekable();
+        let gaps = (*NEXTHOP_IDS.start()..above).filter(move |id| used.next_if_eq(id).is_none());
+        let ids = (above..=*NEXTHOP_IDS.end()).chain(gaps);
+        Nexthops {
+            by_value: own_nexthops(have, wanted),
+            free: Box::new(ids.take_while(|_| have.nexthop_objects)),
+        }
     }
 
     /// The id of the object for `nexthop`, made in `ops` if need be; `None`
@@ -331,7 +337,8 @@ impl<'a> Nexthops<'a> {
 
 /// Of equal ones, the lowest id.
 fn own_nexthops(have: &Observed, wanted: impl Iterator<Item = Nexthop>) -> HashMap<Nexthop, u32> {
-    let wanted: HashSet<Nexthop> = if have.nexthops.is_empty() { HashSet::new() } else { wanted.collect() };
+    // Not hashed: most often there is one, and each object is looked up in it.
+    let wanted: BTreeSet<Nexthop> = if have.nexthops.is_empty() { BTreeSet::new() } else { wanted.collect() };
     if wanted.is_empty() {
         return HashMap::new();
     }
