@@ -123,7 +123,8 @@ pub fn mac(n: u32, family: Family) -> Mac {
 
 fn peer(kind: &str, n: u32) -> (SubnetKey, LeaseAttrs) {
     let (v4, v6) = match kind {
-        "host-gw" => (format!("192.168.77.{}", 100 + n), format!("fd77::1:{n:x}")),
+        // No more hosts than the network holds: some have several subnets.
+        "host-gw" => (format!("192.168.77.{}", 100 + n % 150), format!("fd77::1:{:x}", n % 150)),
         _ => (format!("172.16.{}.{}", n / 256, n % 256), format!("fd99::{n:x}")),
     };
     let data = |family| format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(n, family));
