@@ -6,9 +6,11 @@ use super::connection::{Failure, kv};
 use crate::subnet::store::StoreError;
 use crate::subnet::{Origin, Snapshot};
 
-/// Records asked for at once: an answer of some 150 kB, held twice while it is
-/// decoded.
-const PAGE: i64 = 500;
+/// Records asked for at once: an answer of some 400 kB, held twice while it is
+/// decoded, beside the one before. For each page etcd (3.4) walks over the keys of
+/// all that follow: 50,000 cost it 910 ms of CPU in pages of 500, 500 in pages of
+/// 1,000, 290 in pages of 2,000, 190 in pages of 4,000, and 100 in one.
+const PAGE: i64 = 2000;
 /// More than any IPv4 pool has /24s; bounds what a hostile store can make us
 /// hold.
 const MAX_RECORDS: usize = 1 << 18;
