@@ -100,8 +100,7 @@ pub fn reach(target: IpAddr) -> Result<Option<Reach>, NetlinkError> {
 
 fn links(conn: &mut Connection) -> Result<Vec<HostLink>, NetlinkError> {
     let request = Request::dump(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-    let messages = conn.dump(request).map_err(|cause| cause.of("links"))?;
-    Ok(messages.into_iter().filter_map(link).collect())
+    conn.dump_each(request, link).map_err(|cause| cause.of("links"))
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<HostLink> {
@@ -121,8 +120,7 @@ fn link(message: RouteNetlinkMessage) -> Option<HostLink> {
 
 fn addresses(conn: &mut Connection) -> Result<Vec<(u32, HostAddress)>, NetlinkError> {
     let request = Request::dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
-    let messages = conn.dump(request).map_err(|cause| cause.of("addresses"))?;
-    Ok(messages.into_iter().filter_map(address).collect())
+    conn.dump_each(request, address).map_err(|cause| cause.of("addresses"))
 }
 
 fn address(message: RouteNetlinkMessage) -> Option<(u32, HostAddress)> {
@@ -159,8 +157,8 @@ fn routes(conn: &mut Connection) -> Result<Vec<HostRoute>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(family);
         let request = Request::dump(RouteNetlinkMessage::GetRoute(message));
-        let messages = conn.dump(request).map_err(|cause| cause.of(format!("{family} routes")))?;
-        routes.extend(messages.into_iter().filter_map(|message| route(message, family)));
+        let found = conn.dump_each(request, |message| route(message, family));
+        routes.extend(found.map_err(|cause| cause.of(format!("{family} routes")))?);
     }
     Ok(routes)
 }

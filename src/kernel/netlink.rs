@@ -217,21 +217,33 @@ impl Connection {
 
     /// Ask for many things. A dump during which the table changed is repeated,
     /// so that what is returned was true at one moment.
-    pub fn dump<M: NetlinkDeserializable>(&mut self, mut request: Request) -> Result<Vec<M>, Cause> {
+    pub fn dump<M: NetlinkDeserializable>(&mut self, request: Request) -> Result<Vec<M>, Cause> {
+        self.dump_each(request, Some)
+    }
+
+    /// As `dump`, but of each message only what `keep` makes of it is held: a
+    /// decoded message takes many times the room of what matters in it.
+    pub fn dump_each<M: NetlinkDeserializable, T>(
+        &mut self,
+        mut request: Request,
+        mut keep: impl FnMut(M) -> Option<T>,
+    ) -> Result<Vec<T>, Cause> {
         for _ in 0..DUMP_TRIES {
             let sequence = self.next_sequence();
             request.set_sequence(sequence);
             self.send(&request.0)?;
-            let mut dump = Dump::new(sequence);
+            let (mut dump, mut kept) = (Dump::new(sequence), Vec::new());
             let outcome = loop {
                 let datagram = self.receive(|| "the end of a dump".to_owned())?;
-                if let Some(outcome) = dump.take(datagram) {
+                let outcome = dump.take(datagram);
+                kept.extend(dump.messages.drain(..).filter_map(&mut keep));
+                if let Some(outcome) = outcome {
                     break outcome;
                 }
             };
             self.undecodable += dump.undecodable;
             match outcome {
-                Outcome::Complete => return Ok(dump.messages),
+                Outcome::Complete => return Ok(kept),
                 Outcome::Interrupted => {}
                 Outcome::Refused(cause) => return Err(cause),
             }

@@ -263,15 +263,14 @@ impl Rtnl {
         dump: Request,
         object: std::fmt::Arguments<'_>,
     ) -> Result<(), NetlinkError> {
-        let messages: Vec<RouteNetlinkMessage> = match self.connection.dump(dump) {
-            Ok(messages) => messages,
+        let entry = |message: RouteNetlinkMessage| Entry::of(&message);
+        let entries = match self.connection.dump_each(dump, entry) {
+            Ok(entries) => entries,
             // A table that has never been written to, or a family switched off.
             Err(cause) if matches!(cause.errno(), Some(libc::ENOENT | libc::EAFNOSUPPORT)) => return Ok(()),
             Err(cause) => return Err(cause.of(object)),
         };
-        for entry in messages.iter().filter_map(Entry::of) {
-            learn::found(have, &entry);
-        }
+        entries.iter().for_each(|entry| learn::found(have, entry));
         Ok(())
     }
 
@@ -279,15 +278,14 @@ impl Rtnl {
         if self.nexthops == Nexthops::Never {
             return Ok(());
         }
-        let messages: Vec<NexthopNetlinkMessage> = match self.connection.dump(request::dump_nexthops()) {
-            Ok(messages) => messages,
+        let entry = |message: NexthopNetlinkMessage| Entry::of_nexthop(message.message());
+        let entries = match self.connection.dump_each(request::dump_nexthops(), entry) {
+            Ok(entries) => entries,
             Err(cause) if matches!(cause.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => return Ok(()),
             Err(cause) => return Err(cause.of("nexthops")),
         };
         have.nexthop_objects = true;
-        for entry in messages.iter().filter_map(|message| Entry::of_nexthop(message.message())) {
-            learn::found(have, &entry);
-        }
+        entries.iter().for_each(|entry| learn::found(have, entry));
         Ok(())
     }
 
