@@ -152,7 +152,8 @@ impl Guard {
     async fn admit(&mut self, done: &str) -> bool {
         let (_, inputs) = self.target.get();
         let wanted: BTreeSet<IpAddr> = addresses(&inputs.peers, self.kind);
-        let admitted = self.keeper.admit(&wanted, inputs.whole).await;
+        let peers = wanted.len();
+        let admitted = self.keeper.admit(wanted, inputs.whole).await;
         // What is told now is of our own write; of others' at that very moment the
         // audit knows.
         if let Some(watch) = &mut self.watch {
@@ -160,7 +161,7 @@ impl Guard {
         }
         let trouble = admitted.as_ref().err().map(|error| format!("guard: {error}"));
         match (&admitted, &trouble) {
-            (Ok(true), _) if !done.is_empty() => info!(peers = wanted.len(), "{done}"),
+            (Ok(true), _) if !done.is_empty() => info!(peers, "{done}"),
             (_, Some(new)) if self.state.borrow().trouble.as_ref() != Some(new) => {
                 error!("{new}: trying again");
                 self.keeper.doubt();
@@ -168,7 +169,7 @@ impl Guard {
             _ => {}
         }
         let state = GuardState {
-            admitted: trouble.is_none().then_some(wanted.len()),
+            admitted: trouble.is_none().then_some(peers),
             dropped: self.keeper.dropped(),
             trouble,
         };

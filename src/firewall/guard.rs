@@ -50,12 +50,12 @@ pub fn whole(tunnel: Encapsulation, addresses: &BTreeSet<IpAddr>) -> String {
             "add rule {family} {name} input udp dport {port} @th,96,24 {vni} {protocol} saddr != @{set} counter drop"
         );
     }
-    script + &elements("add", addresses)
+    script + &elements("add", &addresses.iter())
 }
 
 /// The script that changes just the addresses; `None` where they are the same.
 pub fn change(from: &BTreeSet<IpAddr>, to: &BTreeSet<IpAddr>) -> Option<String> {
-    let script = elements("add", to.difference(from)) + &elements("delete", from.difference(to));
+    let script = elements("add", &to.difference(from)) + &elements("delete", &from.difference(to));
     (!script.is_empty()).then_some(script)
 }
 
@@ -120,18 +120,22 @@ impl Listed {
     }
 }
 
-fn elements<'a>(verb: &str, addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
-    let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) = addresses.into_iter().partition(|ip| ip.is_ipv4());
+fn elements<'a>(verb: &str, addresses: &(impl Iterator<Item = &'a IpAddr> + Clone)) -> String {
     let (family, name) = TABLE;
     let mut script = String::new();
-    for (of, addresses) in [(Family::V4, v4), (Family::V6, v6)] {
+    for of in Family::BOTH {
         let (set, _, _) = words(of);
-        let texts: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        if texts.is_empty() {
-            continue;
+        let addresses = addresses.clone().filter(|ip| Family::of(**ip) == of);
+        for (at, ip) in addresses.enumerate() {
+            let _ = match at {
+                0 => write!(script, "{verb} element {family} {name} {set} {{ {ip}"),
+                _ if at % PER_LINE == 0 => write!(script, ",\\\n{ip}"),
+                _ => write!(script, ",{ip}"),
+            };
         }
-        let lines: Vec<_> = texts.chunks(PER_LINE).map(|line| line.join(",")).collect();
-        let _ = writeln!(script, "{verb} element {family} {name} {set} {{ {} }}", lines.join(",\\\n"));
+        if !script.is_empty() && !script.ends_with('\n') {
+            script += " }\n";
+        }
     }
     script
 }

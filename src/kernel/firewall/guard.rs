@@ -42,19 +42,18 @@ impl GuardKeeper {
     pub async fn raise(&mut self) -> Result<(), ToolError> {
         match listed(&["--terse", "list"]).await? {
             Some(listed) if listed.rules == self.rules => Ok(()),
-            _ => self.write_whole(&BTreeSet::new()).await,
+            _ => self.write_whole(BTreeSet::new()).await,
         }
     }
 
     /// Only `addresses` may send from now on; where they are not the `whole`, also
     /// those that could before. What is there already stays as it is, so that
     /// nobody loses a packet. Gives whether anything was written.
-    pub async fn admit(&mut self, addresses: &BTreeSet<IpAddr>, whole: bool) -> Result<bool, ToolError> {
+    pub async fn admit(&mut self, mut addresses: BTreeSet<IpAddr>, whole: bool) -> Result<bool, ToolError> {
         if self.known.is_none() {
             self.known = self.look().await?;
         }
         let Some(known) = &self.known else { return self.write_whole(addresses).await.map(|()| true) };
-        let mut addresses = addresses.clone();
         if !whole {
             addresses.extend(known);
         }
@@ -62,7 +61,7 @@ impl GuardKeeper {
         // Until it is done: a failure, as where the table is gone, is a doubt.
         self.known = None;
         if tools::run("nft", &["-f", "-"], &script).await.is_err() {
-            self.write_whole(&addresses).await?;
+            return self.write_whole(addresses).await.map(|()| true);
         }
         self.known = Some(addresses);
         Ok(true)
@@ -75,8 +74,8 @@ impl GuardKeeper {
         Ok((listed.rules == self.rules).then_some(listed.addresses))
     }
 
-    async fn write_whole(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), ToolError> {
-        tools::run("nft", &["-f", "-"], &whole(self.tunnel, addresses)).await?;
+    async fn write_whole(&mut self, addresses: BTreeSet<IpAddr>) -> Result<(), ToolError> {
+        tools::run("nft", &["-f", "-"], &whole(self.tunnel, &addresses)).await?;
         // Another version may have words of its own for what it was just told, and
         // must not make us write the same for ever.
         if let Some(listed) = listed(&["--terse", "list"]).await?
@@ -86,7 +85,7 @@ impl GuardKeeper {
             self.rules = listed.rules;
         }
         self.dropped = 0;
-        self.known = Some(addresses.clone());
+        self.known = Some(addresses);
         Ok(())
     }
 }
