@@ -35,6 +35,9 @@ use reply::{Acks, Dump, Outcome};
 
 /// Requests sent together. Should the kernel refuse each, what it says must fit the
 /// receive buffer, whatever its size.
+///
+/// The 40,000 of 10,000 peers took 672 ms of CPU one by one, 193 in tens, 122 in
+/// fifties, 113 in two hundreds (`benches/kernel.rs`): more gains nothing.
 const CHUNK_REQUESTS: usize = 200;
 /// Bytes sent together: well below the default send buffer.
 const CHUNK_BYTES: usize = 64 << 10;
