@@ -3,8 +3,8 @@
 //! the peer's lease stands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
@@ -14,7 +14,11 @@ use weft::kernel::netlink::{Cause, NetlinkError};
 use weft::kernel::{Events, Glance, Kernel, KernelEvent, News, Scope};
 use weft::model::{IfName, Mac};
 
-use super::store::{Model, Record, Writer, subnet_of};
+use super::life::Life;
+use super::mutants::Mutant;
+use super::oracle::mac_of;
+use super::store::{Model, Writer, subnet_of};
+use super::verdict::Invariant::*;
 use super::verdict::Verdict;
 
 /// Notifications that wait: so few that a burst runs over.
@@ -81,39 +85,37 @@ fn foreign_stands(before: &Observed, now: &Observed) -> bool {
         && before.routes.iter().all(|(dst, route)| now.routes.get(dst) == Some(route))
 }
 
-/// What ends a life of the daemon in the midst of its work.
-#[derive(Clone, Debug)]
-pub struct Life {
-    alive: Arc<AtomicBool>,
-    /// So many more ops are done; negative: no end is set.
-    ops_left: Arc<AtomicI64>,
+/// What leads from a node to another's subnet.
+struct Way {
+    writer: Writer,
+    net: IpNetwork,
+    ip: IpAddr,
+    mac: Option<Mac>,
 }
 
-impl Life {
-    pub fn new() -> Life {
-        Life { alive: Arc::new(AtomicBool::new(true)), ops_left: Arc::new(AtomicI64::new(-1)) }
+impl Way {
+    /// Whether its route, its neighbour and its FDB entry are there.
+    fn parts(&self, have: &Observed) -> [bool; 3] {
+        let route = have.routes.get(&self.net).and_then(|route| have.target(route));
+        let tunnels = || have.links.iter().filter(|(_, link)| link.kind.is_some()).map(|(name, _)| *name);
+        let neighbour = |dev| have.neighbours.get(&(dev, self.net.ip())).copied();
+        let leads_here = |dev, mac| have.fdb.get(&(dev, mac)).is_some_and(|dsts| dsts.contains(&self.ip));
+        [
+            route.is_some_and(|hop| hop.via == self.net.ip() || hop.via == self.ip),
+            tunnels().any(|dev| self.mac.is_some() && neighbour(dev) == self.mac),
+            tunnels().any(|dev| self.mac.is_some_and(|mac| leads_here(dev, mac))),
+        ]
     }
+}
 
-    pub fn end(&self) {
-        self.alive.store(false, Ordering::Relaxed);
-    }
-
-    pub fn end_after(&self, ops: i64) {
-        self.ops_left.store(ops, Ordering::Relaxed);
-    }
-
-    pub fn is_over(&self) -> bool {
-        !self.alive.load(Ordering::Relaxed)
-    }
-
-    /// Whether one more op is done.
-    fn spend(&self) -> bool {
-        match self.ops_left.load(Ordering::Relaxed) {
-            0 => self.end(),
-            left if left > 0 => self.ops_left.store(left - 1, Ordering::Relaxed),
-            _ => {}
-        }
-        !self.is_over()
+/// Ops on links take along what stands on them; their repair needs that.
+fn may_sever(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        DelRoute { .. } | SetRoute { .. } | DelNexthop { .. } | SetNexthop { .. } => true,
+        DelNeighbour { .. } | SetNeighbour { .. } | DelFdb { .. } | SetFdb { .. } => true,
+        AddLink { .. } | SetLink { .. } | DelLink { .. } => false,
+        AddAddress { .. } | DelAddress { .. } | SetSysctl { .. } => false,
     }
 }
 
@@ -126,6 +128,7 @@ pub struct SimKernel {
     pub verdict: Verdict,
     /// When this life joined.
     pub since: Instant,
+    pub mutant: Option<Mutant>,
 }
 
 impl Kernel for SimKernel {
@@ -147,7 +150,12 @@ impl Kernel for SimKernel {
         if self.life.is_over() {
             return Err(self.dead());
         }
-        self.fake.glance(scope)
+        let mut glance = self.fake.glance(scope)?;
+        if self.mutant == Some(Mutant::Misreads) {
+            let settings = glance.iter_mut().flat_map(|glance| glance.sysctls.values_mut());
+            settings.for_each(|value| "2".clone_into(value));
+        }
+        Ok(glance)
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {
@@ -160,7 +168,8 @@ impl SimKernel {
         if !self.life.spend() {
             return Err(self.dead());
         }
-        self.judge(op);
+        let ways = if may_sever(op) { self.ways() } else { Vec::new() };
+        let before: Vec<_> = self.fake.with(|have| ways.iter().map(|way| way.parts(have)).collect());
         let stood = self.fake.with(|state| foreign_stands(&self.before, state));
         let result = self.fake.apply(std::slice::from_ref(op)).remove(0);
         self.verdict.note(self.node as u64, || {
@@ -168,37 +177,45 @@ impl SimKernel {
             format!("    node {}: {op} {failed}", self.node)
         });
         if stood && !self.fake.with(|state| foreign_stands(&self.before, state)) {
-            self.verdict.violated(|| format!("node {}: {op}: something of others is gone", self.node));
+            let what = || format!("node {}: {op}: something of others is gone", self.node);
+            self.verdict.violated(ForeignUntouched, what);
+        }
+        for (way, before) in ways.iter().zip(before) {
+            let after = self.fake.with(|have| way.parts(have));
+            if before.iter().zip(after).any(|(before, after)| *before && !after) {
+                let what =
+                    || format!("node {}: {op}, though the lease of {:?} stands", self.node, way.writer);
+                self.verdict.violated(NoPeerLost, what);
+            }
         }
         result
     }
 
-    /// A route that leads where a lease says stays while that lease stands as it
-    /// was taken, and when its record is spoilt under the eyes of a daemon.
-    fn judge(&self, op: &Op) {
-        let Op::DelRoute { dst, .. } = op else { return };
-        let via = |have: &Observed| have.target(have.routes.get(dst)?).map(|hop| hop.via);
-        let Some(via) = self.fake.with(via) else { return };
+    /// The ways to the other nodes whose leases stand as they were taken, and to
+    /// those whose records were spoilt under the eyes of this daemon.
+    fn ways(&self) -> Vec<Way> {
         let state = self.model.lock();
-        let leads = |record: &Record| {
-            let Some((key, attrs)) = record.lease() else { return false };
-            matches!(record.writer, Writer::Node(other) if other != self.node)
-                && key.nets().any(|(_, net)| net == *dst)
-                && (via == dst.ip() || attrs.public_ip.iter().any(|(_, ip)| *ip == via))
-        };
         let standing = state.now.records.values().filter(|_| !state.disturbed_all);
         let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
         let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
-        // Of two families one may have been part of another lease before.
-        let reused = |record: &Record| {
-            let others = state.disturbed.iter().filter(|key| **key != record.kv.key);
-            others.filter_map(|key| subnet_of(key)).any(|key| key.nets().any(|(_, net)| net == *dst))
-        };
-        let led = standing.chain(spoilt).find(|record| leads(record) && !reused(record));
-        if let Some(record) = led {
-            let what = || format!("node {}: {op}, though the lease of {:?} stands", self.node, record.writer);
-            self.verdict.violated(what);
+        let mut ways = Vec::new();
+        for record in standing.chain(spoilt) {
+            let Some((key, attrs)) = record.lease() else { continue };
+            if !matches!(record.writer, Writer::Node(other) if other != self.node) {
+                continue;
+            }
+            // Of two families one may have been part of another lease before, or be
+            // claimed by two that start at once, until the later one yields.
+            let before = state.disturbed.iter().filter_map(|key| subnet_of(key));
+            let others: Vec<_> = before.chain(state.leases().map(|(key, ..)| key)).collect();
+            let others = || others.iter().filter(|other| **other != key);
+            let shared = |net: IpNetwork| others().any(|other| other.nets().any(|(_, theirs)| theirs == net));
+            for (family, net) in key.nets().filter(|(_, net)| !shared(*net)) {
+                let Some(&ip) = attrs.public_ip.get(family) else { continue };
+                ways.push(Way { writer: record.writer, net, ip, mac: mac_of(&attrs, family) });
+            }
         }
+        ways
     }
 
     fn dead(&self) -> NetlinkError {

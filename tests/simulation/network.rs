@@ -53,6 +53,15 @@ pub struct Weather {
     pub loss: u8,
 }
 
+pub const CALM: Weather = Weather { reach: Reach::Up, delay: 2, loss: 0 };
+
+impl Weather {
+    /// Calls get through and are answered in good time.
+    pub fn is_fair(&self) -> bool {
+        self.reach == Reach::Up && self.loss == 0 && self.delay <= 100
+    }
+}
+
 pub struct Link {
     weather: Mutex<Weather>,
     changed: Notify,
@@ -62,7 +71,7 @@ pub struct Link {
 impl Link {
     pub fn new(seed: u64) -> Arc<Link> {
         Arc::new(Link {
-            weather: Mutex::new(Weather { reach: Reach::Up, delay: 2, loss: 0 }),
+            weather: Mutex::new(CALM),
             changed: Notify::new(),
             rng: Mutex::new(fastrand::Rng::with_seed(seed)),
         })
@@ -77,26 +86,42 @@ impl Link {
         self.changed.notify_waiters();
     }
 
-    /// The node's channel to the store.
-    pub fn channel(self: &Arc<Link>, node: usize, model: &Model) -> etcd_client::Channel {
-        let server = Server { node, model: model.clone(), link: self.clone() };
-        etcd_client::Channel::Custom(BoxCloneSyncService::new(Channel(Arc::new(server))))
+    /// Something on the way has changed: who waits is to look again.
+    pub fn stir(&self) {
+        self.changed.notify_waiters();
     }
 
+    /// The node's channels to the store's machines.
+    pub fn channels(self: &Arc<Link>, node: usize, model: &Model) -> Vec<etcd_client::Channel> {
+        let channel = |machine| {
+            let server = Server { node, machine, model: model.clone(), link: self.clone() };
+            etcd_client::Channel::Custom(BoxCloneSyncService::new(Channel(Arc::new(server))))
+        };
+        (0..model.lock().machines()).map(channel).collect()
+    }
+}
+
+impl Server {
     /// A message arrives after this, if at all: else the status that its sender
     /// sees, or none where it waits in vain.
     async fn travel(&self) -> Result<(), Option<Status>> {
-        let delay = self.weather().delay;
-        let delay = if delay == 0 { 0 } else { self.rng.lock().unwrap().u64(..=delay) };
+        let delay = self.link.weather().delay;
+        let delay = if delay == 0 { 0 } else { self.link.rng.lock().unwrap().u64(..=delay) };
         if delay > 0 {
             sleep(Duration::from_millis(delay)).await;
         }
-        let Weather { reach, loss, .. } = self.weather();
-        match reach {
-            Reach::Up if loss > 0 && self.rng.lock().unwrap().u8(..100) < loss => {
-                Err(Some(Status::unavailable("connection reset")))
-            }
-            Reach::Up => Ok(()),
+        self.way()?;
+        let loss = self.link.weather().loss;
+        if loss > 0 && self.link.rng.lock().unwrap().u8(..100) < loss {
+            return Err(Some(Status::unavailable("connection reset")));
+        }
+        Ok(())
+    }
+
+    /// Whether the machine can be reached and serves: else what the caller sees.
+    fn way(&self) -> Result<(), Option<Status>> {
+        match self.link.weather().reach {
+            Reach::Up => self.model.lock().refusal(self.machine),
             Reach::Refused => Err(Some(Status::unavailable("connection refused"))),
             Reach::Forbidden => {
                 Err(Some(Status::new(Code::PermissionDenied, "etcdserver: permission denied")))
@@ -105,14 +130,15 @@ impl Link {
         }
     }
 
-    /// Until no stream over this link lives on.
+    /// Until no stream lives on.
     async fn broken(&self) -> Status {
         loop {
-            let changed = self.changed.notified();
-            let pause = match self.weather().reach {
-                Reach::Refused | Reach::Forbidden => return Status::unavailable("connection reset"),
-                Reach::Silent => PING,
-                Reach::Up => Duration::MAX,
+            let changed = self.link.changed.notified();
+            let pause = match self.way() {
+                Ok(()) => Duration::MAX,
+                Err(Some(status)) if status.code() == Code::Unavailable => return status,
+                Err(Some(_)) => return Status::unavailable("connection reset"),
+                Err(None) => PING,
             };
             if timeout(pause, changed).await.is_err() {
                 return Status::unavailable("keep-alive timed out");
@@ -122,8 +148,8 @@ impl Link {
 
     async fn open(&self) {
         loop {
-            let changed = self.changed.notified();
-            if self.weather().reach == Reach::Up {
+            let changed = self.link.changed.notified();
+            if self.way().is_ok() {
                 return;
             }
             changed.await;
@@ -148,10 +174,10 @@ impl Service<http::Request<Body>> for Channel {
         let (mut reply, answer) = oneshot::channel();
         let server = self.0.clone();
         tokio::spawn(async move {
-            let answered = match server.link.travel().await {
+            let answered = match server.travel().await {
                 Ok(()) => {
                     let response = dispatch(&server, request).await;
-                    server.link.travel().await.map(|()| response)
+                    server.travel().await.map(|()| response)
                 }
                 Err(status) => Err(status),
             };
@@ -180,6 +206,7 @@ async fn dispatch(server: &Arc<Server>, request: http::Request<Body>) -> http::R
 #[derive(Clone)]
 struct Server {
     node: usize,
+    machine: usize,
     model: Model,
     link: Arc<Link>,
 }
@@ -290,7 +317,7 @@ impl PbWatchService for Server {
             let status = tokio::select! {
                 biased;
                 () = outbox.closed() => return,
-                status = server.link.broken() => status,
+                status = server.broken() => status,
                 status = pump.run(&outbox) => status,
             };
             let _ = outbox.try_send(Err(status));
@@ -341,9 +368,9 @@ impl Pump<'_> {
             let idle = told.elapsed() >= PROGRESS;
             if ends || idle || !response.events.is_empty() {
                 told = Instant::now();
-                link.open().await;
+                self.server.open().await;
                 sleep(Duration::from_millis(link.weather().delay.min(1000))).await;
-                link.open().await;
+                self.server.open().await;
                 response.watch_id = 0;
                 let _ = outbox.send(Ok(response)).await;
             }

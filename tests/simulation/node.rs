@@ -4,9 +4,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,32 +15,14 @@ use weft::kernel::fake::Fake;
 use weft::kernel::host::{Host, HostLink};
 use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
 use weft::reconciler::{Handle, Inputs, Reconciler, Settings, Target};
-use weft::subnet::store::{EtcdStore, Store, StoreError};
-use weft::subnet::{Held, Renewal, Snapshot, StoreEvent, Want};
+use weft::subnet::store::{EtcdStore, Store};
 
-use super::kernel::{Life, SimEvents, SimKernel};
+use super::kernel::{SimEvents, SimKernel};
+use super::life::Life;
+use super::mutants::{Mutant, Mutated};
 use super::network::Link;
 use super::store::{Model, PREFIX};
-use super::verdict::Verdict;
-
-/// A mechanism that is defeated, to see that the simulation minds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    /// Transactions succeed whatever they compare.
-    NoCompare,
-    /// Nobody is told that notifications were lost.
-    NoResync,
-    /// Everything is ours to remove.
-    OwnsAll,
-    /// A restored store looks like the one before.
-    NoHistory,
-    /// A bad record counts as a deleted one.
-    BadIsGone,
-    /// A renewal is believed done and is not.
-    NoRenewal,
-    /// The watch never tells that a lease is gone.
-    NoDelete,
-}
+use super::verdict::{Invariant, Verdict};
 
 /// What is the same for all nodes of a schedule.
 #[derive(Clone)]
@@ -117,11 +96,11 @@ impl Node {
             member: member.clone(),
             setting: setting.clone(),
         };
-        let channel = self.link.channel(self.index, &setting.model);
-        let etcd = EtcdStore::from_channel(channel, PREFIX, "model").with_lease_ttl(setting.ttl);
+        let channels = self.link.channels(self.index, &setting.model);
+        let etcd = EtcdStore::from_channels(channels, PREFIX, "model").with_lease_ttl(setting.ttl);
         let store = Mutated { etcd, mutant: setting.mutant };
         let task = match blind {
-            false => tokio::spawn(daemon.run(Arc::new(store))),
+            false => tokio::spawn(life.clone().lead(daemon.run(Arc::new(store)))),
             true => tokio::spawn(daemon.run_blind(Arc::new(store))),
         };
         self.running = Some(Running { life, task, member });
@@ -143,6 +122,10 @@ impl Node {
 
     pub fn member(&self) -> Option<Member> {
         self.running.as_ref()?.member.lock().unwrap().clone()
+    }
+
+    pub fn stands_still(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.life.stands_still())
     }
 
     /// Bury a daemon that has ended: killed in the midst of a batch, or by an
@@ -184,6 +167,7 @@ impl Daemon {
             model: self.setting.model.clone(),
             verdict: self.setting.verdict.clone(),
             since: Instant::now(),
+            mutant: self.setting.mutant,
         };
         let events =
             SimEvents { fake: self.fake.clone(), deaf: self.setting.mutant == Some(Mutant::NoResync) };
@@ -200,11 +184,13 @@ impl Daemon {
         });
         let mut loops = JoinSet::new();
         let stop = CancellationToken::new();
-        loops.spawn(async move { reconciler.run(stop).await.unwrap() });
-        loops.spawn(leases::follow(store.watch(joined.snapshot), leases.clone()));
-        loops.spawn(leases::keep(store, leases, self.setting.ttl / 3));
+        let life = || self.life.clone();
+        loops.spawn(life().lead(async move { reconciler.run(stop).await.unwrap() }));
+        loops.spawn(life().lead(leases::follow(store.watch(joined.snapshot), leases.clone())));
+        loops.spawn(life().lead(leases::keep(store, leases, self.setting.ttl / 3)));
         let ended = loops.join_next().await;
-        self.setting.verdict.violated(|| format!("node {}: a loop ended: {ended:?}", self.index));
+        let what = || format!("node {}: a loop ended: {ended:?}", self.index);
+        self.setting.verdict.violated(Invariant::Lives, what);
     }
 
     async fn run_blind(self, store: Arc<dyn Store>) {
@@ -251,62 +237,5 @@ impl Daemon {
             own.networks.push("0.0.0.0/0".parse().unwrap());
         }
         own
-    }
-}
-
-/// The daemon's client of the store, with one of its mechanisms defeated or none.
-struct Mutated {
-    etcd: EtcdStore,
-    mutant: Option<Mutant>,
-}
-
-impl Store for Mutated {
-    fn describe(&self) -> String {
-        self.etcd.describe()
-    }
-
-    fn network_config(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
-        self.etcd.network_config()
-    }
-
-    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
-        self.etcd.snapshot()
-    }
-
-    fn acquire<'a>(
-        &'a self,
-        snapshot: &'a Snapshot,
-        want: &'a Want,
-    ) -> BoxFuture<'a, Result<Held, StoreError>> {
-        self.etcd.acquire(snapshot, want)
-    }
-
-    fn renew<'a>(&'a self, held: &'a Held) -> BoxFuture<'a, Result<Renewal, StoreError>> {
-        match self.mutant {
-            Some(Mutant::NoRenewal) => Box::pin(async { Ok(Renewal::Renewed(held.ttl)) }),
-            _ => self.etcd.renew(held),
-        }
-    }
-
-    fn update<'a>(
-        &'a self,
-        held: &'a Held,
-        attrs: &'a LeaseAttrs,
-    ) -> BoxFuture<'a, Result<Option<Held>, StoreError>> {
-        self.etcd.update(held, attrs)
-    }
-
-    fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
-        let events = self.etcd.watch(from);
-        match self.mutant {
-            Some(Mutant::BadIsGone) => Box::pin(events.map(|event| match event {
-                StoreEvent::Bad(bad) => bad.subnet.map_or(StoreEvent::Bad(bad), StoreEvent::Delete),
-                other => other,
-            })),
-            Some(Mutant::NoDelete) => {
-                Box::pin(events.filter(|event| std::future::ready(!matches!(event, StoreEvent::Delete(_)))))
-            }
-            _ => events,
-        }
     }
 }

@@ -155,7 +155,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, want: &T, have: &T) -> Resul
     if want == have { Ok(()) } else { Err(format!("{what}:\n  should be {want:?}\n  are       {have:?}")) }
 }
 
-fn mac_of(attrs: &LeaseAttrs, family: Family) -> Option<Mac> {
+pub fn mac_of(attrs: &LeaseAttrs, family: Family) -> Option<Mac> {
     let data: serde_json::Value = serde_json::from_str(&attrs.backend_data.get(family)?.text()).ok()?;
     data.get("VtepMAC")?.as_str()?.parse().ok()
 }

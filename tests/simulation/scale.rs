@@ -41,7 +41,7 @@ async fn cost(count: usize, watching: usize, spread: Duration) -> Cost {
     let verdict = Verdict::new(false);
     let hosts: Vec<_> = (0..count).map(host).collect();
     let addresses = hosts.iter().map(|host| host.public_ip.v4.unwrap().to_string()).collect();
-    let model = Model::new(verdict.clone(), addresses);
+    let model = Model::new(verdict.clone(), addresses, 1);
     let key = format!("{PREFIX}/config");
     model.update(|state| state.put_by(Writer::Other, key.as_bytes(), CONFIG.as_bytes(), 0));
     tokio::spawn(model.clone().expire());
@@ -77,7 +77,7 @@ async fn cost(count: usize, watching: usize, spread: Duration) -> Cost {
         assert_eq!(routes, count - 1, "node {}", node.index);
     }
     let ops = watching.iter().map(|node| node.fake.take_tried().len()).collect();
-    assert_eq!(setting.verdict.violation(), None);
+    assert!(setting.verdict.violation().is_none());
     Cost { start, joined_after, keep, ops, watching: watching.len() }
 }
 

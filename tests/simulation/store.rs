@@ -2,25 +2,23 @@
 //! leases, a log that compaction cuts off, and restores that go back in time.
 //! It knows who wrote each record and minds that nobody takes another's.
 
+mod kv;
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use etcd_client::proto::{
-    PbCompare, PbDeleteResponse, PbEvent, PbKeyValue, PbLeaseGrantResponse, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest,
-    PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
-};
+use etcd_client::proto::{PbEvent, PbKeyValue, PbResponseHeader};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 use weft::model::{LeaseAttrs, SubnetKey};
 
-use super::verdict::Verdict;
+use super::verdict::{Invariant, Verdict};
 
 pub const PREFIX: &str = "/coreos.com/network";
 const SUBNETS: &str = "/coreos.com/network/subnets/";
-const DELETE: i32 = 1;
 
 /// Who wrote a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +40,18 @@ impl Record {
     pub fn lease(&self) -> Option<(SubnetKey, LeaseAttrs)> {
         Some((subnet_of(&self.kv.key)?, LeaseAttrs::parse(&self.kv.value).ok()?))
     }
+}
+
+/// One of the store's machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    Up,
+    /// Its process is gone.
+    Down,
+    /// It answers nothing.
+    Dead,
+    /// It runs, cut off from the others.
+    Alone,
 }
 
 /// What is kept by a snapshot, to be restored.
@@ -94,9 +104,13 @@ pub struct State {
     pub disturbed_all: bool,
     /// Records of nodes that were spoilt, as they were, and since when.
     pub spoils: BTreeMap<Vec<u8>, (Record, Instant)>,
+    /// With the next sign of life of this lease another program writes this.
+    pub snatch: Option<(i64, Vec<u8>, Vec<u8>)>,
     pub ignore_compare: bool,
     pub ignore_history: bool,
     pub load: Load,
+    machines: Vec<Machine>,
+    leader: usize,
     verdict: Verdict,
 }
 
@@ -108,7 +122,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn new(verdict: Verdict, addresses: Vec<String>) -> Model {
+    pub fn new(verdict: Verdict, addresses: Vec<String>, machines: usize) -> Model {
         let state = State {
             now: Contents::empty(),
             compacted: 0,
@@ -121,9 +135,12 @@ impl Model {
             disturbed: BTreeSet::new(),
             disturbed_all: false,
             spoils: BTreeMap::new(),
+            snatch: None,
             ignore_compare: false,
             ignore_history: false,
             load: Load::default(),
+            machines: vec![Machine::Up; machines],
+            leader: 0,
             verdict,
         };
         Model { state: Arc::new(Mutex::new(state)), changed: Arc::default() }
@@ -193,6 +210,39 @@ impl State {
         self.refresh_leases();
     }
 
+    pub fn machines(&self) -> usize {
+        self.machines.len()
+    }
+
+    /// Most machines see each other: they have a leader, or will.
+    pub fn has_majority(&self) -> bool {
+        let up = self.machines.iter().filter(|machine| **machine == Machine::Up).count();
+        up * 2 > self.machines.len()
+    }
+
+    /// Where the leader went and most are left they take another one.
+    pub fn set_machine(&mut self, index: usize, machine: Machine) {
+        let led = self.has_majority();
+        self.machines[index] = machine;
+        let leads = self.machines[self.leader] == Machine::Up;
+        if self.has_majority() && !(led && leads) {
+            self.leader = self.machines.iter().position(|machine| *machine == Machine::Up).unwrap_or(0);
+            self.elect();
+        }
+    }
+
+    /// What a machine says to whoever calls it, if it does not serve: a status, or
+    /// nothing at all.
+    pub fn refusal(&self, machine: usize) -> Result<(), Option<Status>> {
+        match self.machines[machine] {
+            Machine::Up if self.has_majority() => Ok(()),
+            // With a leader required, as the daemon asks for, of a watch too.
+            Machine::Up | Machine::Alone => Err(Some(Status::unavailable("etcdserver: no leader"))),
+            Machine::Down => Err(Some(Status::unavailable("connection refused"))),
+            Machine::Dead => Err(None),
+        }
+    }
+
     /// Another cluster, from a snapshot of an earlier one or from nothing.
     pub fn restore(&mut self, from: Contents, same_cluster: bool) {
         self.now = from;
@@ -210,232 +260,6 @@ impl State {
         self.refresh_leases();
     }
 
-    pub fn expire_now(&mut self, id: i64) {
-        if let Some(lease) = self.now.leases.get_mut(&id) {
-            lease.expires = Instant::now();
-        }
-        self.expire();
-    }
-
-    /// The time left, in seconds, of a record's lease; `None` where it has none.
-    pub fn is_alive(&self, id: i64) -> bool {
-        id == 0 || self.now.leases.contains_key(&id)
-    }
-
-    pub fn grant(&mut self, ttl: i64) -> PbLeaseGrantResponse {
-        self.load.grants += 1;
-        self.next_lease += 1;
-        let (id, expires) = (self.next_lease, Instant::now() + Duration::from_secs(ttl as u64));
-        self.now.leases.insert(id, Lease { ttl, expires });
-        PbLeaseGrantResponse { header: Some(self.header()), id, ttl, error: String::new() }
-    }
-
-    /// The time to live; 0 where the lease is no more.
-    pub fn keep_alive(&mut self, id: i64) -> i64 {
-        self.load.keep_alives += 1;
-        self.expire();
-        let Some(lease) = self.now.leases.get_mut(&id) else { return 0 };
-        lease.expires = Instant::now() + Duration::from_secs(lease.ttl as u64);
-        lease.ttl
-    }
-
-    pub fn revoke(&mut self, id: i64) -> bool {
-        let known = self.now.leases.remove(&id).is_some();
-        self.drop_records_of(&BTreeSet::from([id]));
-        known
-    }
-
-    pub fn expire(&mut self) {
-        let now = Instant::now();
-        let dead: BTreeSet<i64> =
-            self.now.leases.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect();
-        if dead.is_empty() {
-            return;
-        }
-        self.now.leases.retain(|id, _| !dead.contains(id));
-        self.drop_records_of(&dead);
-    }
-
-    fn drop_records_of(&mut self, dead: &BTreeSet<i64>) {
-        let keys: Vec<_> = self
-            .now
-            .records
-            .values()
-            .filter(|r| dead.contains(&r.kv.lease))
-            .map(|r| r.kv.key.clone())
-            .collect();
-        if keys.is_empty() {
-            return;
-        }
-        self.now.revision += 1;
-        let revision = self.now.revision;
-        for key in keys {
-            self.delete(Writer::Other, &key, revision);
-        }
-    }
-
-    fn refresh_leases(&mut self) {
-        for lease in self.now.leases.values_mut() {
-            lease.expires = Instant::now() + Duration::from_secs(lease.ttl as u64);
-        }
-    }
-
-    pub fn range(&mut self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
-        self.load.ranges += 1;
-        self.expire();
-        let mut response = self.read(request)?;
-        let bytes: usize = response.kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
-        self.load.range_bytes += bytes as u64;
-        response.header = Some(self.header());
-        Ok(response)
-    }
-
-    fn read(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
-        if request.revision > self.now.revision {
-            return Err(Status::out_of_range("etcdserver: mvcc: required revision is a future revision"));
-        }
-        if request.revision != 0 && request.revision < self.compacted {
-            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
-        }
-        let mut response = PbRangeResponse::default();
-        let within = |key: &[u8]| is_within(key, &request.key, &request.range_end);
-        let mut take = |kv: &PbKeyValue| {
-            if kv.create_revision < request.min_create_revision {
-                return;
-            }
-            response.count += 1;
-            if request.limit > 0 && response.kvs.len() as i64 >= request.limit {
-                response.more = true;
-            } else if !request.count_only {
-                let value = if request.keys_only { Vec::new() } else { kv.value.clone() };
-                response.kvs.push(PbKeyValue { value, ..kv.clone() });
-            }
-        };
-        if request.revision == 0 || request.revision == self.now.revision {
-            self.now
-                .records
-                .range(request.key.clone()..)
-                .take_while(|(key, _)| within(key))
-                .for_each(|(_, r)| take(&r.kv));
-        } else {
-            let past = self.at(request.revision);
-            past.values().filter(|kv| within(&kv.key)).for_each(take);
-        }
-        Ok(response)
-    }
-
-    /// The records at an earlier revision: the changes since, undone.
-    fn at(&self, revision: i64) -> BTreeMap<Vec<u8>, PbKeyValue> {
-        let mut records: BTreeMap<_, _> =
-            self.now.records.iter().map(|(k, r)| (k.clone(), r.kv.clone())).collect();
-        for (_, event) in self.log.iter().rev().take_while(|(at, _)| *at > revision) {
-            let key = &event.kv.as_ref().unwrap().key;
-            match &event.prev_kv {
-                Some(before) => records.insert(key.clone(), before.clone()),
-                None => records.remove(key),
-            };
-        }
-        records
-    }
-
-    pub fn txn(&mut self, writer: Writer, request: &PbTxnRequest) -> Result<PbTxnResponse, Status> {
-        self.load.txns += 1;
-        self.expire();
-        let succeeded = self.ignore_compare || request.compare.iter().all(|compare| self.holds(compare));
-        self.load.lost_txns += u64::from(!succeeded);
-        let ops = if succeeded { &request.success } else { &request.failure };
-        let lease_of = |op: &PbTxnRequestOp| match &op.request {
-            Some(PbTxnOpRequest::RequestPut(put)) => put.lease,
-            _ => 0,
-        };
-        if !ops.iter().all(|op| self.is_alive(lease_of(op))) {
-            return Err(Status::not_found("etcdserver: requested lease not found"));
-        }
-        let writes = ops.iter().any(|op| self.changes(op));
-        let revision = self.now.revision + 1;
-        if writes {
-            self.now.revision = revision;
-        }
-        let mut responses = Vec::new();
-        for op in ops {
-            responses.push(self.one(writer, op, revision)?);
-        }
-        Ok(PbTxnResponse { header: Some(self.header()), succeeded, responses })
-    }
-
-    fn changes(&self, op: &PbTxnRequestOp) -> bool {
-        match &op.request {
-            Some(PbTxnOpRequest::RequestPut(_)) => true,
-            Some(PbTxnOpRequest::RequestDeleteRange(delete)) => self.now.records.contains_key(&delete.key),
-            _ => false,
-        }
-    }
-
-    fn one(&mut self, writer: Writer, op: &PbTxnRequestOp, revision: i64) -> Result<PbResponseOp, Status> {
-        let response = match &op.request {
-            Some(PbTxnOpRequest::RequestPut(PbPutRequest { key, value, lease, .. })) => {
-                self.put(writer, key, value, *lease, revision);
-                PbTxnOpResponse::ResponsePut(PbPutResponse::default())
-            }
-            Some(PbTxnOpRequest::RequestRange(range)) => PbTxnOpResponse::ResponseRange(self.read(range)?),
-            Some(PbTxnOpRequest::RequestDeleteRange(delete)) => {
-                let deleted = self.delete(writer, &delete.key, revision);
-                let deleted = PbDeleteResponse { deleted: deleted.into(), ..PbDeleteResponse::default() };
-                PbTxnOpResponse::ResponseDeleteRange(deleted)
-            }
-            _ => return Err(Status::unimplemented("not in this model")),
-        };
-        Ok(PbResponseOp { response: Some(response) })
-    }
-
-    fn holds(&self, compare: &PbCompare) -> bool {
-        assert!(compare.range_end.is_empty(), "the daemon compares single keys");
-        let kv = self.now.records.get(&compare.key).map(|record| &record.kv);
-        let (found, wanted) = match compare.target_union.as_ref().unwrap() {
-            PbTargetUnion::Version(wanted) => (kv.map_or(0, |kv| kv.version), *wanted),
-            PbTargetUnion::CreateRevision(wanted) => (kv.map_or(0, |kv| kv.create_revision), *wanted),
-            PbTargetUnion::ModRevision(wanted) => (kv.map_or(0, |kv| kv.mod_revision), *wanted),
-            other => panic!("not in this model: {other:?}"),
-        };
-        assert_eq!(compare.result, 0, "the daemon compares for equality");
-        found == wanted
-    }
-
-    fn put(&mut self, writer: Writer, key: &[u8], value: &[u8], lease: i64, revision: i64) {
-        self.judge(writer, key, Some(value));
-        let before = self.now.records.get(key).map(|record| record.kv.clone());
-        let kv = PbKeyValue {
-            key: key.to_vec(),
-            value: value.to_vec(),
-            create_revision: before.as_ref().map_or(revision, |kv| kv.create_revision),
-            version: before.as_ref().map_or(0, |kv| kv.version) + 1,
-            mod_revision: revision,
-            lease,
-        };
-        match (writer, self.now.records.get(key)) {
-            (Writer::Vandal, Some(record)) if matches!(record.writer, Writer::Node(_)) => {
-                self.spoils.insert(key.to_vec(), (record.clone(), Instant::now()));
-            }
-            (Writer::Vandal, _) => {}
-            _ => drop(self.spoils.remove(key)),
-        }
-        if !matches!(writer, Writer::Node(_)) {
-            self.disturbed.insert(key.to_vec());
-        }
-        self.now.records.insert(key.to_vec(), Record { kv: kv.clone(), writer });
-        self.log.push((revision, PbEvent { r#type: 0, kv: Some(kv), prev_kv: before }));
-    }
-
-    fn delete(&mut self, writer: Writer, key: &[u8], revision: i64) -> bool {
-        self.judge(writer, key, None);
-        let Some(record) = self.now.records.remove(key) else { return false };
-        self.spoils.remove(key);
-        self.disturbed.insert(key.to_vec());
-        let kv = PbKeyValue { key: key.to_vec(), mod_revision: revision, ..PbKeyValue::default() };
-        self.log.push((revision, PbEvent { r#type: DELETE, kv: Some(kv), prev_kv: Some(record.kv) }));
-        true
-    }
-
     /// One owner a subnet: no node writes over a record that is not its own.
     fn judge(&self, writer: Writer, key: &[u8], value: Option<&[u8]>) {
         let Writer::Node(node) = writer else { return };
@@ -444,7 +268,9 @@ impl State {
         {
             let (key, verb) =
                 (String::from_utf8_lossy(key), if value.is_some() { "writes over" } else { "deletes" });
-            self.verdict.violated(|| format!("node {node} {verb} {key}, which {:?} holds", record.writer));
+            self.verdict.violated(Invariant::OneOwner, || {
+                format!("node {node} {verb} {key}, which {:?} holds", record.writer)
+            });
         }
     }
 
@@ -471,21 +297,6 @@ impl State {
         let vandals = self.now.records.values().filter(|record| record.writer == Writer::Vandal);
         vandals.filter_map(|record| subnet_of(&record.kv.key))
     }
-
-    /// Events from `from` on, and the revision they lead to.
-    pub fn since(&mut self, from: i64, key: &[u8], end: &[u8]) -> (Vec<PbEvent>, i64) {
-        let start = self.log.partition_point(|(revision, _)| *revision < from);
-        let events: Vec<_> = self.log[start..]
-            .iter()
-            .map(|(_, event)| event)
-            .filter(|event| is_within(&event.kv.as_ref().unwrap().key, key, end))
-            .map(|event| PbEvent { prev_kv: None, ..event.clone() })
-            .collect();
-        self.load.events += events.len() as u64;
-        let size = |event: &PbEvent| event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
-        self.load.event_bytes += events.iter().map(size).sum::<usize>() as u64;
-        (events, self.now.revision)
-    }
 }
 
 pub fn key_of(subnet: &str) -> Vec<u8> {
@@ -494,12 +305,4 @@ pub fn key_of(subnet: &str) -> Vec<u8> {
 
 pub fn subnet_of(key: &[u8]) -> Option<SubnetKey> {
     str::from_utf8(key).ok()?.strip_prefix(SUBNETS)?.parse().ok()
-}
-
-fn is_within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
-    match end {
-        [] => key == start,
-        [0] => key >= start,
-        end => key >= start && key < end,
-    }
 }

@@ -10,11 +10,11 @@ use weft::model::PerFamily;
 
 use super::faults::Fault;
 use super::kernel::{ROOM, before, uplink};
-use super::network::{Reach, Weather};
-use super::node::{Mutant, Node, Setting};
+use super::mutants::Mutant;
+use super::node::{Node, Setting};
 use super::oracle::settled;
 use super::store::{Contents, Model, PREFIX, Writer};
-use super::verdict::Verdict;
+use super::verdict::{Invariant, Verdict, Violation};
 
 /// A node that reaches the store knows of its subnet's fate after this: the
 /// longest pause between two tries of a renewal, and the calls.
@@ -24,10 +24,10 @@ const AWARE: Duration = Duration::from_secs(90);
 const PATIENCE: Duration = Duration::from_secs(300);
 /// What is on its way when the faults end has arrived: a request and its answer.
 const ARRIVAL: Duration = Duration::from_secs(9);
+/// What holds at all times is looked at so often.
+const STEP: Duration = Duration::from_secs(1);
 /// Nothing is written once all is quiet.
 const QUIET: Duration = Duration::from_secs(3);
-
-pub const CALM: Weather = Weather { reach: Reach::Up, delay: 2, loss: 0 };
 
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
@@ -60,7 +60,7 @@ const CONFIGS: [&str; 4] = [
 ];
 
 /// Run the schedule of `seed`, told aloud or not.
-pub fn run(seed: u64, mutant: Option<Mutant>, tell: bool) -> Result<Outcome, String> {
+pub fn run(seed: u64, mutant: Option<Mutant>, tell: bool) -> Result<Outcome, Violation> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     // The daemon's own dice: subnets, MACs, pauses.
@@ -79,7 +79,8 @@ impl World {
         let shape = rng.usize(..CONFIGS.len());
         let hosts: Vec<_> = (0..count).map(|index| host(index, shape)).collect();
         let addresses = hosts.iter().map(|host| host.public_ip.v4.unwrap().to_string()).collect();
-        let model = Model::new(verdict.clone(), addresses);
+        let machines = if rng.bool() { 3 } else { 1 };
+        let model = Model::new(verdict.clone(), addresses, machines);
         {
             let mut state = model.lock();
             state.ignore_compare = mutant == Some(Mutant::NoCompare);
@@ -116,7 +117,7 @@ impl World {
         }
     }
 
-    async fn play(&mut self) -> Result<Outcome, String> {
+    async fn play(&mut self) -> Result<Outcome, Violation> {
         self.put_config();
         let expiring = tokio::spawn(self.setting.model.clone().expire());
         for index in 0..self.nodes.len() {
@@ -126,7 +127,7 @@ impl World {
         }
         let faults = self.rng.usize(4..20);
         for _ in 0..faults {
-            self.pause().await;
+            self.pause().await?;
             let kind = self.kinds[self.rng.usize(..self.kinds.len())];
             let told = kind.strike(self);
             let (verdict, number) = (self.setting.verdict.clone(), kind as u64);
@@ -144,7 +145,7 @@ impl World {
     }
 
     /// From nothing at all to longer than a lease lives.
-    async fn pause(&mut self) {
+    async fn pause(&mut self) -> Result<(), Violation> {
         let millis = match self.rng.u8(..16) {
             0..5 => self.rng.u64(..5),
             5..9 => self.rng.u64(..200),
@@ -152,18 +153,22 @@ impl World {
             13..15 => self.rng.u64(..20_000),
             _ => self.rng.u64(..120_000),
         };
-        sleep(Duration::from_millis(millis)).await;
+        let mut left = Duration::from_millis(millis);
+        while left > STEP {
+            sleep(STEP).await;
+            left -= STEP;
+            self.check()?;
+        }
+        sleep(left).await;
+        Ok(())
     }
 
     /// What holds after each step.
-    fn check(&mut self) -> Result<(), String> {
+    fn check(&mut self) -> Result<(), Violation> {
+        let served = self.setting.model.lock().has_majority();
         for index in 0..self.nodes.len() {
-            let clear = self.nodes[index].link.weather();
-            if clear.reach != Reach::Up
-                || clear.loss > 0
-                || clear.delay > 100
-                || self.nodes[index].member().is_none()
-            {
+            let node = &self.nodes[index];
+            if !(served && node.link.weather().is_fair() && node.member().is_some() && !node.stands_still()) {
                 self.reached[index] = Instant::now();
             }
             if self.nodes[index].bury() && self.rng.bool() {
@@ -187,7 +192,8 @@ impl World {
             .collect();
         for (i, (node, own)) in believers.iter().enumerate() {
             if let Some((other, _)) = believers[i + 1..].iter().find(|(_, key)| key.overlaps(own)) {
-                self.setting.verdict.violated(|| format!("nodes {node} and {other} both hold {own}"));
+                let what = || format!("nodes {node} and {other} both hold {own}");
+                self.setting.verdict.violated(Invariant::OneBeliever, what);
             }
         }
     }
@@ -195,27 +201,26 @@ impl World {
     /// What grows is bounded by what there is.
     fn memory(&self) {
         let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        if tasks > 10 + 40 * self.nodes.len() {
-            self.setting.verdict.violated(|| format!("{tasks} tasks are alive"));
-        }
+        self.bounded("tasks that are alive", tasks, 10 + 40 * self.nodes.len());
+        let records = self.setting.model.lock().now.records.len();
         for node in &self.nodes {
             let Some(member) = node.member() else { continue };
-            let bad = member.leases.table().bad_count();
-            if bad > self.bad_records {
-                self.setting.verdict.violated(|| format!("node {}: {bad} bad records", node.index));
-            }
+            self.bounded("bad records", member.leases.table().bad_count(), self.bad_records);
             let failed = member.reconciler.state().borrow().failed.len();
             let things = node.fake.with(|have| have.routes.len() + have.neighbours.len() + have.fdb.len());
-            if failed > 50 + 4 * (things + self.setting.model.lock().now.records.len()) {
-                self.setting
-                    .verdict
-                    .violated(|| format!("node {}: {failed} failures are remembered", node.index));
-            }
+            self.bounded("failures that are remembered", failed, 50 + 4 * (things + records));
+        }
+    }
+
+    fn bounded(&self, what: &str, count: usize, most: usize) {
+        if count > most {
+            let what = || format!("{count} {what}, of {most} at most");
+            self.setting.verdict.violated(Invariant::BoundedMemory, what);
         }
     }
 
     /// The faults end; then all comes to be as it should be, and stays so untouched.
-    async fn settle(&mut self) -> Result<Duration, String> {
+    async fn settle(&mut self) -> Result<Duration, Violation> {
         self.setting.verdict.note(0, || "the faults end".to_owned());
         self.mend();
         let begin = Instant::now();
@@ -231,7 +236,8 @@ impl World {
             match self.quiet().await {
                 None => return self.check().map(|()| so_far),
                 Some(why) if so_far > PATIENCE => {
-                    self.setting.verdict.violated(|| format!("not settled after {PATIENCE:?}: {why}"));
+                    let what = || format!("not settled after {PATIENCE:?}: {why}");
+                    self.setting.verdict.violated(Invariant::Settles, what);
                 }
                 Some(_) => {}
             }
@@ -255,11 +261,12 @@ impl World {
             let written = node.fake.take_tried();
             if !written.is_empty() {
                 let what = || format!("node {} writes without a reason: {written:?}", node.index);
-                self.setting.verdict.violated(what);
+                self.setting.verdict.violated(Invariant::StaysQuiet, what);
             }
         }
         if let Some(why) = self.unsettled() {
-            self.setting.verdict.violated(|| format!("settled and did not stay so: {why}"));
+            let what = || format!("settled and did not stay so: {why}");
+            self.setting.verdict.violated(Invariant::StaysQuiet, what);
         }
         None
     }

@@ -133,7 +133,7 @@ impl Newcomer<'_> {
     }
 
     fn asks(&self, listing: &Snapshot) -> (Identity, Want) {
-        let identity = identity(&*self.backend, self.host, &self.node, listing);
+        let identity = identity(&*self.backend, &self.network, self.host, &self.node, listing);
         let attrs = self.backend.attrs(&self.node, &identity);
         let want = Want { config: self.network.clone(), attrs, previous: self.previous, no_other: false };
         (identity, want)
@@ -198,11 +198,24 @@ pub fn listed(addresses: &PerFamily<IpAddr>) -> String {
 
 /// Found once: in our stored lease, then on the existing device, then drawn at
 /// random.
-fn identity(backend: &dyn Backend, host: &Host, node: &Node, snapshot: &Snapshot) -> Identity {
+///
+/// A lease outside the pool is not one that we would keep: what it publishes may
+/// be another node's.
+fn identity(
+    backend: &dyn Backend,
+    network: &NetworkConfig,
+    host: &Host,
+    node: &Node,
+    snapshot: &Snapshot,
+) -> Identity {
+    let is_own = |stored: &&StoredLease| {
+        alloc::is_own(&node.public_ip, &stored.lease.attrs.public_ip)
+            && alloc::fits(network, &stored.lease.key)
+    };
     let stored = snapshot
         .leases
         .iter()
-        .find(|stored| alloc::is_own(&node.public_ip, &stored.lease.attrs.public_ip))
+        .find(is_own)
         .map(|stored| backend.published_identity(&stored.lease.attrs))
         .unwrap_or_default();
     let mac = backend.devices().map(|family, device| {
@@ -220,5 +233,37 @@ fn previous_subnet(args: &DaemonArgs) -> Option<SubnetKey> {
             warn!("{error}: starting without it");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends;
+    use crate::model::{Lease, PerFamily};
+
+    #[test]
+    fn the_mac_is_that_of_the_lease_that_is_kept() {
+        let json = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
+        let network = NetworkConfig::parse(json).unwrap();
+        let backend = backends::from_config(&network, false).unwrap();
+        let address = PerFamily { v4: Some([192, 0, 2, 7].into()), v6: None };
+        let uplink = "eth0".parse().unwrap();
+        let node = Node { uplink, uplink_mtu: 1500, address, public_ip: address, on_link: Vec::new() };
+        let lease = |key: &str, last| {
+            let mac = PerFamily { v4: Some(Mac([2, 0, 0, 0, 0, last])), v6: None };
+            let attrs = backend.attrs(&node, &Identity { mac });
+            let lease = Lease { key: key.parse().unwrap(), attrs };
+            StoredLease { lease, lease_id: None, mod_revision: 1 }
+        };
+        let mac = |leases: Vec<StoredLease>| {
+            let snapshot = Snapshot { leases, ..Snapshot::default() };
+            identity(&*backend, &network, &Host::default(), &node, &snapshot).mac.v4.unwrap()
+        };
+        // Another node's MAC under our address, where we would take no subnet.
+        let lie = lease("10.5.250.0-24", 66);
+
+        assert_eq!(mac(vec![lie.clone(), lease("10.5.3.0-24", 3)]), Mac([2, 0, 0, 0, 0, 3]));
+        assert_ne!(mac(vec![lie]), Mac([2, 0, 0, 0, 0, 66]));
     }
 }

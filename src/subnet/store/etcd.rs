@@ -91,7 +91,12 @@ impl EtcdStore {
     /// Over a channel that exists, such as a Unix socket or a service in this
     /// process. It must be lazy and reconnect by itself, as tonic's do.
     pub fn from_channel(channel: Channel, prefix: &str, description: impl Into<String>) -> EtcdStore {
-        EtcdStore::build(Connection::from_channel(channel), Keyspace::new(prefix), description.into())
+        EtcdStore::from_channels(vec![channel], prefix, description)
+    }
+
+    /// One channel for each member of a store.
+    pub fn from_channels(channels: Vec<Channel>, prefix: &str, description: impl Into<String>) -> EtcdStore {
+        EtcdStore::build(Connection::from_channels(channels), Keyspace::new(prefix), description.into())
     }
 
     /// Other than 24 hours, in whole seconds. etcd raises what is below its

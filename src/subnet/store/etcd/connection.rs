@@ -63,8 +63,9 @@ impl Connection {
         Ok(Connection::build(endpoints, tls, credentials))
     }
 
-    pub(super) fn from_channel(channel: etcd_client::Channel) -> Connection {
-        Connection::build(vec![Target::Channel(channel)], TlsFiles::default(), None)
+    pub(super) fn from_channels(channels: Vec<etcd_client::Channel>) -> Connection {
+        let targets = channels.into_iter().map(Target::Channel).collect();
+        Connection::build(targets, TlsFiles::default(), None)
     }
 
     fn build(targets: Vec<Target>, tls: TlsFiles, credentials: Option<Credentials>) -> Connection {
