@@ -47,7 +47,7 @@ pub fn choose<'a>(
         .leases
         .iter()
         .filter(|stored| is_own(own, &stored.lease.attrs.public_ip))
-        .partition(|stored| fits(config, &stored.lease.key));
+        .partition(|stored| fits(config, &stored.lease.key) && !yields(config, listing, own, stored));
     let stale: Vec<_> = unfit.into_iter().filter(|stored| stored.lease_id.is_some()).collect();
 
     // Containers may already live in the previous subnet; after that an
@@ -78,14 +78,20 @@ pub fn choose_again<'a>(
 ) -> Decision<'a> {
     let choice = |choice| Decision { stale: Vec::new(), choice };
     let is_ours = |stored: &&StoredLease| is_own(own, &stored.lease.attrs.public_ip);
-    if let Some(kept) = listing.leases.iter().filter(is_ours).find(|stored| stored.lease.key == key) {
+    let kept = listing.leases.iter().filter(is_ours).find(|stored| stored.lease.key == key);
+    let stale = kept.filter(|kept| yields(config, listing, own, kept));
+    if let (Some(kept), None) = (kept, stale) {
         return choice(Choice::Keep(kept));
     }
-    if let Some(other) = listing.leases.iter().find(|stored| blocks(config, &stored.lease.key, &key)) {
+    let blocking = |stored: &&StoredLease| {
+        blocks(config, &stored.lease.key, &key) && stale.is_none_or(|stale| stale != *stored)
+    };
+    if let Some(other) = listing.leases.iter().find(blocking) {
         let holder: Vec<_> = other.lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect();
         let what = if other.lease_id.is_some() { "leased to" } else { "reserved for" };
         let why = format!("{} is {what} {}", other.lease.key, holder.join(", "));
-        return choice(Choice::Exhausted(why));
+        let stale = stale.filter(|stale| stale.lease_id.is_some()).into_iter().collect();
+        return Decision { stale, choice: Choice::Exhausted(why) };
     }
     let bad = |bad: &&super::BadRecord| bad.subnet.is_some_and(|bad| blocks(config, &bad, &key));
     if let Some(bad) = listing.bad.iter().find(bad) {
@@ -109,6 +115,18 @@ pub fn fits(config: &NetworkConfig, key: &SubnetKey) -> bool {
         (None, None) => true,
         (Some(pool), Some(net)) => pool.contains_subnet(net),
         _ => false,
+    })
+}
+
+/// Whether a record of ours came after another node's that overlaps it: two keys
+/// of dual stack may share one family's subnet. Who comes later gives its record
+/// back at once, unless the store went away in between: then it does so here.
+fn yields(config: &NetworkConfig, listing: &Snapshot, own: &PerFamily<IpAddr>, ours: &StoredLease) -> bool {
+    listing.leases.iter().any(|other| {
+        other.mod_revision < ours.mod_revision
+            && other.lease.key.overlaps(&ours.lease.key)
+            && fits(config, &other.lease.key)
+            && !is_own(own, &other.lease.attrs.public_ip)
     })
 }
 
@@ -281,6 +299,25 @@ mod tests {
         assert_eq!(again("10.5.3.0-24"), Choice::Take(key("10.5.3.0-24")));
         let taken = Choice::Exhausted("10.5.2.0-24 is leased to 192.0.2.8".into());
         assert_eq!(again("10.5.2.0-24"), taken);
+    }
+
+    #[test]
+    fn of_two_leases_that_share_a_family_the_later_one_is_given_back() {
+        let config = config(r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/56"}"#);
+        let mut first = lease("10.5.2.0-24&fd00:5:0:2::-64", 8, Some(1));
+        let mut second = lease("10.5.2.0-24&fd00:5:0:6::-64", 9, Some(2));
+        (first.mod_revision, second.mod_revision) = (3, 4);
+        let listing = listing(vec![first, second]);
+        let [first, second] = &listing.leases[..] else { unreachable!() };
+
+        assert_eq!(choose(&config, &listing, &ip(8), None, |_| 0).choice, Choice::Keep(first));
+        let decision = choose(&config, &listing, &ip(9), Some(second.lease.key), |_| 0);
+        assert_eq!(decision.stale, [second]);
+        assert!(matches!(decision.choice, Choice::Take(key) if !key.overlaps(&first.lease.key)));
+
+        let decision = choose_again(&config, &listing, &ip(9), second.lease.key);
+        assert_eq!(decision.stale, [second]);
+        assert!(matches!(decision.choice, Choice::Exhausted(why) if why.contains("leased to 192.0.2.8")));
     }
 
     #[test]
