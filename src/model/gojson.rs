@@ -157,6 +157,9 @@ impl<'de> Deserialize<'de> for Fields {
 /// Unicode simple folding as far as it reaches ASCII (Go's `foldName`): besides
 /// the other case, `ſ` folds to `s` and the Kelvin sign to `k`.
 fn same_name(a: &str, b: &str) -> bool {
+    if a.is_ascii() {
+        return a.eq_ignore_ascii_case(b);
+    }
     let fold = |c: char| match c {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',

@@ -34,9 +34,9 @@ impl From<FieldError> for ConfigError {
 
 /// The network config of the whole cluster: `<prefix>/config` in the store,
 /// `net-conf.json` in Kubernetes (flannel pkg/subnet/config.go).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Serialize)]
 pub struct NetworkConfig {
-    /// As it stands in the store.
+    /// As it stands in the store; never shown, like the backend's options.
     #[serde(skip)]
     pub text: Box<str>,
     /// The address pool of each enabled family; never empty.
@@ -162,6 +162,18 @@ pub struct BackendConfig {
     /// Never shown: a pre-shared key may be among them.
     #[serde(skip)]
     pub options: Box<RawValue>,
+}
+
+impl fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NetworkConfig { text: _, pools, enable_nftables, non_masquerade, backend } = self;
+        f.debug_struct("NetworkConfig")
+            .field("pools", pools)
+            .field("enable_nftables", enable_nftables)
+            .field("non_masquerade", non_masquerade)
+            .field("backend", backend)
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for BackendConfig {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use netns_harness::{Daemon, Host, Lab, Netns, wait_until};
 use serde_json::{Value, json};
 
-/// Nodes get subnets from 10.42.9.0 to 10.42.66.0, so what a test writes by a number
+/// Nodes get subnets from 10.42.8.0 to 10.42.66.0, so what a test writes by a number
 /// of its own, outside of these, is never a node's.
-pub const VXLAN: &str = r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.66.0","Backend":{"Type":"vxlan"}}"#;
-pub const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","SubnetMin":"10.42.9.0","SubnetMax":"10.42.66.0","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
+pub const VXLAN: &str = r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.8.0","SubnetMax":"10.42.66.0","Backend":{"Type":"vxlan"}}"#;
+pub const DUAL: &str = r#"{"EnableIPv6":true,"Network":"10.42.0.0/16","SubnetMin":"10.42.8.0","SubnetMax":"10.42.66.0","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}"#;
 pub const SOON: Duration = Duration::from_secs(20);
 
 pub struct Fabric {

@@ -208,7 +208,7 @@ fn notifications_of_the_kernel_that_were_lost_end_in_a_fresh_look() {
 #[test]
 fn a_subnet_that_another_node_took_meanwhile_is_left_to_it() {
     // Room for two.
-    let config = lab::VXLAN.replace("10.42.63.0", "10.42.10.0");
+    let config = lab::VXLAN.replace("10.42.66.0", "10.42.9.0");
     let mut stage = Stage::with_config("taken", 1, &[("WEFT_LEASE_TTL", TTL)], &config);
     stage.watch_traffic_within(1);
     let key = stage.fabric.key_of(0);

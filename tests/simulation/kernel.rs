@@ -200,7 +200,7 @@ impl SimKernel {
         let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
         let mut ways = Vec::new();
         for record in standing.chain(spoilt) {
-            let Some((key, attrs)) = record.lease() else { continue };
+            let Some((key, attrs)) = &record.lease else { continue };
             if !matches!(record.writer, Writer::Node(other) if other != self.node) {
                 continue;
             }
@@ -208,11 +208,11 @@ impl SimKernel {
             // claimed by two that start at once, until the later one yields.
             let before = state.disturbed.iter().filter_map(|key| subnet_of(key));
             let others: Vec<_> = before.chain(state.leases().map(|(key, ..)| key)).collect();
-            let others = || others.iter().filter(|other| **other != key);
+            let others = || others.iter().filter(|other| *other != key);
             let shared = |net: IpNetwork| others().any(|other| other.nets().any(|(_, theirs)| theirs == net));
             for (family, net) in key.nets().filter(|(_, net)| !shared(*net)) {
                 let Some(&ip) = attrs.public_ip.get(family) else { continue };
-                ways.push(Way { writer: record.writer, net, ip, mac: mac_of(&attrs, family) });
+                ways.push(Way { writer: record.writer, net, ip, mac: mac_of(attrs, family) });
             }
         }
         ways

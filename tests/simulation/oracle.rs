@@ -28,10 +28,10 @@ fn holds_or_says_so(node: &Node, member: &Member, own: SubnetKey, state: &State)
     let mut ours = false;
     let mut other = None;
     for (key, attrs, record) in state.leases().filter(|(key, _, _)| key.overlaps(&own)) {
-        if !is_of(node, &attrs) {
+        if !is_of(node, attrs) {
             other = Some(record.writer);
         } else if key == own {
-            ours = state.is_alive(record.kv.lease) && attrs == member.attrs;
+            ours = state.is_alive(record.kv.lease) && *attrs == member.attrs;
         }
     }
     // Once its lease has expired, a record that nobody can read is for a person.

@@ -34,11 +34,14 @@ pub enum Writer {
 pub struct Record {
     pub kv: PbKeyValue,
     pub writer: Writer,
+    /// What it says, if anything.
+    pub lease: Option<(SubnetKey, LeaseAttrs)>,
 }
 
 impl Record {
-    pub fn lease(&self) -> Option<(SubnetKey, LeaseAttrs)> {
-        Some((subnet_of(&self.kv.key)?, LeaseAttrs::parse(&self.kv.value).ok()?))
+    fn new(kv: PbKeyValue, writer: Writer) -> Record {
+        let lease = subnet_of(&kv.key).zip(LeaseAttrs::parse(&kv.value).ok());
+        Record { kv, writer, lease }
     }
 }
 
@@ -287,9 +290,9 @@ impl State {
     }
 
     /// All records that are good leases, by whom they were written.
-    pub fn leases(&self) -> impl Iterator<Item = (SubnetKey, LeaseAttrs, &Record)> {
+    pub fn leases(&self) -> impl Iterator<Item = (SubnetKey, &LeaseAttrs, &Record)> {
         let good = self.now.records.values().filter(|record| record.writer != Writer::Vandal);
-        good.filter_map(|record| record.lease().map(|(key, attrs)| (key, attrs, record)))
+        good.filter_map(|record| record.lease.as_ref().map(|(key, attrs)| (*key, attrs, record)))
     }
 
     /// Subnets whose records are no leases.

@@ -148,6 +148,8 @@ impl State {
             lease,
         };
         match (writer, self.now.records.get(key)) {
+            // A slow daemon may yet have to hear of what happened to it before.
+            (Writer::Vandal, Some(_)) if self.disturbed_all || self.disturbed.contains(key) => {}
             (Writer::Vandal, Some(record)) if matches!(record.writer, Writer::Node(_)) => {
                 self.spoils.insert(key.to_vec(), (record.clone(), Instant::now()));
             }
@@ -157,7 +159,7 @@ impl State {
         if !matches!(writer, Writer::Node(_)) {
             self.disturbed.insert(key.to_vec());
         }
-        self.now.records.insert(key.to_vec(), Record { kv: kv.clone(), writer });
+        self.now.records.insert(key.to_vec(), Record::new(kv.clone(), writer));
         self.log.push((revision, PbEvent { r#type: 0, kv: Some(kv), prev_kv: before }));
     }
 
