@@ -11,7 +11,7 @@ use etcd_client::{Txn, TxnOp};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
-use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
+use weft::model::{Family, LeaseAttrs, NetworkConfig, SubnetKey};
 use weft::subnet::store::builtin::Keeper;
 use weft::subnet::store::{Credentials, EtcdConfig, EtcdStore, Store, StoreError, TlsFiles};
 use weft::subnet::{Held, Renewal, Snapshot, StoreEvent, Want};
@@ -99,6 +99,30 @@ async fn dual_stack_nodes_at_once_overlap_in_neither_family() {
         }
     }
     assert_eq!(listing(&etcd).await.leases.len(), 20);
+}
+
+#[tokio::test]
+async fn a_listing_from_before_a_wipe_leads_to_no_subnet_of_anothers() {
+    let dual = config(
+        r#"{"EnableIPv6":true,"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0",
+            "IPv6Network":"fd00:5::/48","IPv6SubnetMin":"fd00:5:0:9::"}"#,
+    );
+    let mut etcd = Etcd::start();
+    let put = |etcd: &Etcd, subnets: &str, node: u8| {
+        etcd.ctl(&["put", &format!("{PREFIX}/subnets/{subnets}"), &want(node).attrs.to_json()])
+    };
+    for _ in 0..9 {
+        put(&etcd, "10.5.2.0-24&fd00:5:0:2::-64", 2);
+    }
+    let old = listing(&etcd).await;
+    etcd.kill();
+    etcd.restart_empty();
+    // One of the two IPv4 subnets, at a revision that the old listing had seen.
+    put(&etcd, "10.5.1.0-24&fd00:5:0:1::-64", 1);
+
+    let held = store(&etcd).acquire(&old, &Want { config: dual, ..want(3) }).await.expect("a free one");
+
+    assert_eq!(held.stored.lease.key.net(Family::V4), Some("10.5.2.0/24".parse().expect("a subnet")));
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl Claim<'_> {
                     previous = Some(own.lease.key);
                     self.keep(own).await
                 }
-                Choice::Take(key) => self.take(key, listing.revision).await,
+                Choice::Take(key) => self.take(key, &listing).await,
                 Choice::Exhausted(why) => {
                     full += 1;
                     if full > FULL_LISTINGS {
@@ -111,14 +111,24 @@ impl Claim<'_> {
         Ok(txn.map(|revision| self.held(own.lease.key, grant, revision)))
     }
 
-    /// Take a subnet that was free at `listed`. `None`: somebody was faster.
-    async fn take(&mut self, key: SubnetKey, listed: i64) -> Result<Option<Held>, Failure> {
+    /// Take a subnet that was free in `listing`. `None`: somebody was faster, or the
+    /// listing is no longer to be relied on.
+    async fn take(&mut self, key: SubnetKey, listing: &Snapshot) -> Result<Option<Held>, Failure> {
         let grant = self.grant().await?;
         let name = self.store.keys.subnet(&key);
+        let mut conditions = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
+        // In a store that was wiped or restored since, revisions count anew, and a
+        // newcomer may look old: what changed last must stand as it was listed.
+        let last = listing.leases.iter().max_by_key(|stored| stored.mod_revision);
+        conditions.extend(last.map(|last| {
+            let name = self.store.keys.subnet(&last.lease.key);
+            Compare::mod_revision(name, CompareOp::Equal, last.mod_revision)
+        }));
+        let listed = last.map_or(0, |_| listing.revision);
         let lease = PutOptions::new().with_lease(grant.id);
         let since =
             GetOptions::new().with_range(self.store.keys.subnets_end()).with_min_create_revision(listed + 1);
-        let txn = Txn::new().when([Compare::version(name.as_str(), CompareOp::Equal, 0)]).and_then([
+        let txn = Txn::new().when(conditions).and_then([
             TxnOp::put(name.as_str(), self.value.as_str(), Some(lease)),
             TxnOp::get(self.store.keys.subnets(), Some(since)),
         ]);
