@@ -265,8 +265,13 @@ impl<K: Kernel, E: Events> Reconciler<K, E> {
         if !ops.is_empty() {
             self.viewed = None;
             tally.shaken.extend(ops.iter().filter_map(ops::changed_link));
+            let errors = tally.errors;
             self.apply(&ops, tally, stop).await;
-            self.failures.hurry(Instant::now());
+            // What waits for a link that came out is tried at once; a link that did
+            // not come out has its own pause.
+            if tally.errors == errors {
+                self.failures.hurry(Instant::now());
+            }
         }
         Ok(())
     }
