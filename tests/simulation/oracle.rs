@@ -18,11 +18,6 @@ pub fn settled(node: &Node, state: &State) -> Result<(), String> {
     let Some(member) = node.member() else { return Err("has not joined".into()) };
     let own = member.leases.own().stored.lease.key;
     holds_or_says_so(node, &member, own, state)?;
-    // Of two records for one subnet one cannot be read: that is for a person.
-    let contested = |bad: SubnetKey| state.leases().any(|(key, ..)| key != bad && key.overlaps(&bad));
-    if state.spoilt().any(contested) {
-        return Ok(());
-    }
     let want = Fabric::of(node, &member, own, state);
     node.fake.with(|have| want.is_there(have))
 }
@@ -88,7 +83,8 @@ impl Fabric {
             let Some(own) = own.net(family) else { continue };
             for (key, attrs) in &peers {
                 let (Some(net), Some(&ip)) = (key.net(family), attrs.public_ip.get(family)) else { continue };
-                if net.contains(own.ip()) || own.contains(net.ip()) {
+                // Of two records for one subnet, one of them spoilt: that is for a person.
+                if net.contains(own.ip()) || own.contains(net.ip()) || fabric.spoilt.contains(&net) {
                     continue;
                 }
                 let dev = member.backend.devices().get(family).copied();
@@ -142,10 +138,9 @@ impl Fabric {
     /// what is there without them.
     fn without_spoilt(&self, have: &Observed) -> (Vec<ObservedRoute>, Observed) {
         let mut have = have.clone();
-        let gone: BTreeSet<_> = self.spoilt.iter().filter(|net| !self.routes.contains_key(net)).collect();
-        let routes =
-            have.routes.extract_if(.., |dst, _| gone.contains(dst)).map(|(_, route)| route).collect();
-        let ips: BTreeSet<_> = gone.iter().map(|net| net.ip()).collect();
+        let spoilt = |dst: &IpNetwork| self.spoilt.contains(dst);
+        let routes = have.routes.extract_if(.., |dst, _| spoilt(dst)).map(|(_, route)| route).collect();
+        let ips: BTreeSet<_> = self.spoilt.iter().map(|net| net.ip()).collect();
         let macs: Vec<_> = have
             .neighbours
             .extract_if(.., |(_, ip), _| ips.contains(ip))
