@@ -81,14 +81,18 @@ impl Fabric {
             .collect();
         for family in Family::BOTH {
             let Some(own) = own.net(family) else { continue };
-            for (key, attrs) in &peers {
-                let (Some(net), Some(&ip)) = (key.net(family), attrs.public_ip.get(family)) else { continue };
+            let of_peers = peers.iter().filter_map(|(key, attrs)| {
+                Some((*key, key.net(family)?, *attrs.public_ip.get(family)?, mac_of(attrs, family)))
+            });
+            let of_peers: Vec<_> = of_peers.filter(|(_, net, ..)| !overlap(*net, own)).collect();
+            let wins =
+                |key, net| of_peers.iter().all(|(other, theirs, ..)| !outdoes((*other, *theirs), (key, net)));
+            let dev = member.backend.devices().get(family).copied();
+            for &(_, net, ip, mac) in of_peers.iter().filter(|(key, net, ..)| wins(*key, *net)) {
                 // Of two records for one subnet, one of them spoilt: that is for a person.
-                if net.contains(own.ip()) || own.contains(net.ip()) || fabric.spoilt.contains(&net) {
-                    continue;
+                if !fabric.spoilt.contains(&net) {
+                    fabric.join(node, dev, net, ip, mac);
                 }
-                let dev = member.backend.devices().get(family).copied();
-                fabric.join(node, dev, net, ip, mac_of(attrs, family));
             }
         }
         fabric
@@ -149,6 +153,16 @@ impl Fabric {
         have.fdb.retain(|key, _| self.fdb.contains_key(key) || !macs.contains(key));
         (routes, have)
     }
+}
+
+/// Two records may share a subnet of one family: to whom it then belongs.
+fn outdoes((key, net): (SubnetKey, IpNetwork), (other, theirs): (SubnetKey, IpNetwork)) -> bool {
+    let longer = net.prefix() > theirs.prefix();
+    key != other && overlap(net, theirs) && (longer || net == theirs && key < other)
+}
+
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, want: &T, have: &T) -> Result<(), String> {
