@@ -531,11 +531,8 @@ async fn listing(etcd: &Etcd) -> Snapshot {
     store(etcd).snapshot().await.expect("etcd is up")
 }
 
-/// A watch whose first snapshot was taken.
 async fn watch(store: &EtcdStore) -> BoxStream<'static, StoreEvent> {
-    let mut events = store.watch(store.snapshot().await.expect("etcd is up"));
-    assert!(matches!(events.next().await, Some(StoreEvent::Snapshot(_))));
-    events
+    store.watch(store.snapshot().await.expect("etcd is up").position())
 }
 
 async fn next(events: &mut BoxStream<'static, StoreEvent>) -> StoreEvent {

@@ -58,7 +58,7 @@ fn write(path: &Path, config: &str, leases: &Leases) -> Result<(), CheckpointErr
     }
     let (mut own, peers) = {
         let table = leases.table();
-        if !table.listed() {
+        if !table.is_listed() {
             return Ok(());
         }
         (table.own().clone(), table.peers().clone())

@@ -17,7 +17,7 @@ use crate::reconciler::Target;
 use crate::subnet::renewal::{Due, Timer};
 use crate::subnet::store::{Store, StoreError};
 use crate::subnet::table::LeaseTable;
-use crate::subnet::{Held, Renewal, StoreEvent, Want};
+use crate::subnet::{BadRecord, Held, Renewal, StoreEvent, Want};
 
 /// So many bad leases are told in the log at a time.
 const MAX_TOLD: usize = 10;
@@ -40,21 +40,26 @@ pub struct Leases {
 }
 
 impl Leases {
-    pub fn new(held: Held, want: Want, target: Target) -> Leases {
-        let peers = target.get().1.peers.clone();
+    /// `target` is what the reconciler goes by: it has the peers of `table`.
+    pub fn new(table: LeaseTable, want: Want, target: Target) -> Leases {
         let store = StoreHealth::default();
-        store.holds(held.ttl);
-        let doubt = Notify::new();
+        store.holds(table.own().ttl);
+        let (doubt, changed) = (Notify::new(), Notify::new());
         // What is remembered was published by the node as it was then.
-        if held.stored.lease.attrs != want.attrs {
+        if table.own().stored.lease.attrs != want.attrs {
             doubt.notify_one();
         }
+        if table.is_listed() {
+            store.listed();
+            changed.notify_one();
+        }
+        tell_bad(table.bad());
         Leases {
             store,
-            table: Mutex::new(LeaseTable::new(held, peers)),
+            table: Mutex::new(table),
             target,
             doubt,
-            changed: Notify::new(),
+            changed,
             want: Mutex::new(want),
             lost: Mutex::new(None),
         }
@@ -101,7 +106,7 @@ impl Leases {
     fn publish(&self, table: &LeaseTable) {
         self.target.update(|inputs| {
             inputs.peers = table.peers().clone();
-            inputs.whole |= table.listed();
+            inputs.whole |= table.is_listed();
         });
         self.changed.notify_one();
     }
@@ -136,15 +141,20 @@ pub async fn follow(mut events: BoxStream<'static, StoreEvent>, leases: Arc<Leas
             leases.publish(&table);
         }
         drop(table);
-        for bad in change.bad.iter().take(MAX_TOLD) {
-            warn!("lease {}: {}: left out until it is mended", bad.key, bad.reason);
-        }
-        if change.bad.len() > MAX_TOLD {
-            warn!("{} more leases do not parse: see weft status", change.bad.len() - MAX_TOLD);
-        }
+        tell_bad(change.bad.iter());
         if change.doubt || retry {
             leases.doubt.notify_one();
         }
+    }
+}
+
+fn tell_bad<'a>(bad: impl ExactSizeIterator<Item = &'a BadRecord>) {
+    let more = bad.len().saturating_sub(MAX_TOLD);
+    for BadRecord { key, reason, .. } in bad.take(MAX_TOLD) {
+        warn!("lease {key}: {reason}: left out until it is mended");
+    }
+    if more > 0 {
+        warn!("{more} more leases do not parse: see weft status");
     }
 }
 

@@ -124,7 +124,7 @@ async fn start(
     tasks.spawn_watched("traffic rules", audits, traffic.run());
     tasks.spawn_watched("blackhole routes", audits, blackholes.run());
 
-    let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target.clone()));
+    let leases = Arc::new(Leases::new(joined.table(), joined.want.clone(), target.clone()));
     let uplink = follow_uplink(args, &joined, target, leases.clone(), tasks)?;
     let source = StatusSource::new(
         tasks.health.clone(),
@@ -138,11 +138,11 @@ async fn start(
     let admin = admin::serve(&args.admin_socket, site.clone(), tasks.stop.clone())?;
     tasks.spawn("admin socket", admin);
 
-    if !joined.snapshot.is_listed() {
+    if !joined.position.is_listed() {
         let compared = compare_config(args.clone(), store.clone(), joined.network.text.clone());
         tasks.spawn("network config", stopped_by(tasks.stop.clone(), compared));
     }
-    let events = store.watch(joined.snapshot);
+    let events = store.watch(joined.position);
     let follower = leases::follow(events, leases.clone());
     tasks.spawn_watched("lease watch", health::BOUND, follower);
     let keeper = leases::keep(store, leases.clone(), args.renew_margin());

@@ -38,12 +38,16 @@ impl StoreHealth {
                 facts.away_since = None;
                 facts.resumes += 1;
             }
-            StoreEvent::Snapshot(_) => facts.listings += 1,
-            StoreEvent::Put(_) | StoreEvent::Delete(_) | StoreEvent::Bad(_) => {}
+            StoreEvent::Snapshot(_) => facts.listed(),
+            StoreEvent::Put(_) | StoreEvent::Delete(_) | StoreEvent::Bad(_) => {
+                facts.last_event = Some(Instant::now());
+            }
         }
-        if !matches!(event, StoreEvent::Disconnected(_) | StoreEvent::Connected) {
-            facts.last_event = Some(Instant::now());
-        }
+    }
+
+    /// It told of all leases.
+    pub fn listed(&self) {
+        self.lock().listed();
     }
 
     /// Our lease is good for `ttl` from now.
@@ -68,6 +72,11 @@ impl StoreHealth {
 }
 
 impl StoreFacts {
+    fn listed(&mut self) {
+        self.listings += 1;
+        self.last_event = Some(Instant::now());
+    }
+
     /// Whether our lease could not be renewed when that was tried last.
     pub fn is_failing(&self) -> bool {
         self.failing

@@ -48,16 +48,17 @@ fn plan(have: &Observed, want: &Desired, own: &Ownership, links: Vec<Op>, touche
     let routes = routes(have, want, own, touched.map(|touched| &touched.routes), &stale_links);
 
     let mut ops = routes.stale;
-    let mut ways: Vec<_> =
-        neighbours.missing.iter().map(|&(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }).collect();
-    ways.extend(routes.new_nexthops);
-    ways.extend(routes.new);
-    ops.reserve_exact(ways.len() + fdb.missing.len() + 64);
+    let new = routes.new_nexthops.len() + routes.new.len();
+    ops.reserve_exact(new + neighbours.missing.len() + fdb.missing.len() + 64);
     ops.extend(links);
     ops.extend(new_addresses(have, want));
     ops.extend(sysctls.missing.iter().map(|&(key, value)| set_sysctl(key, value)));
     ops.extend(fdb.missing.iter().map(|&(&(dev, mac), &dst)| Op::SetFdb { dev, mac, dst }));
-    ops.extend(by_peer(have, want, ways));
+    let ways = ops.len();
+    ops.extend(neighbours.missing.iter().map(|&(&(dev, ip), &mac)| Op::SetNeighbour { dev, ip, mac }));
+    ops.extend(routes.new_nexthops);
+    ops.extend(routes.new);
+    by_peer(have, want, &mut ops[ways..]);
     ops.extend(routes.stale_nexthops);
     ops.extend(fdb.extra.iter().filter(|((dev, _), _)| kept.contains(dev)).flat_map(|&entry| del_fdb(entry)));
     let extra = neighbours.extra.iter().filter(|((dev, _), _)| kept.contains(dev));
@@ -179,7 +180,7 @@ fn del_fdb<'a>((&(dev, mac), dsts): (&(IfName, Mac), &'a Destinations)) -> impl 
 
 /// Peer by peer, neighbour, nexthop and route of one together, so that the first
 /// need not wait for the last; and those first that packets are sent to.
-fn by_peer(have: &Observed, want: &Desired, mut ops: Vec<Op>) -> Vec<Op> {
+fn by_peer(have: &Observed, want: &Desired, ways: &mut [Op]) {
     let leads_to_use = |(dev, mac)| have.in_use.contains(&(dev, mac));
     let gateways = want.neighbours.iter().filter(|_| !have.in_use.is_empty());
     let gateways = gateways.filter(|((dev, _), mac)| leads_to_use((*dev, **mac)));
@@ -190,11 +191,10 @@ fn by_peer(have: &Observed, want: &Desired, mut ops: Vec<Op>) -> Vec<Op> {
         _ => None,
     };
     // Ops of one peer stay in their order.
-    ops.sort_by_cached_key(|op| {
+    ways.sort_by_cached_key(|op| {
         let gateway = gateway(op);
         (!gateway.is_some_and(|gateway| in_use.contains(&gateway)), gateway)
     });
-    ops
 }
 
 #[derive(Default)]

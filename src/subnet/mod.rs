@@ -15,4 +15,4 @@ pub mod env_file;
 #[cfg(feature = "daemon")]
 pub mod store;
 
-pub use record::{BadRecord, Held, Origin, Renewal, Snapshot, StoreEvent, StoredLease, Want};
+pub use record::{BadRecord, Held, Origin, Position, Renewal, Snapshot, StoreEvent, StoredLease, Want};

@@ -23,8 +23,7 @@ pub struct StoredLease {
     pub mod_revision: i64,
 }
 
-/// All leases at one revision of the store. One listing serves acquisition and
-/// the start of the watch.
+/// All leases at one revision of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// 0 where it is remembered, not listed: a store's revisions begin with 1.
@@ -36,7 +35,29 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether the store told it.
+    pub fn position(&self) -> Position {
+        let last = self.leases.iter().max_by_key(|stored| stored.mod_revision);
+        Position {
+            revision: self.revision,
+            origin: self.origin,
+            last: last.map(|stored| (stored.lease.key, stored.mod_revision)),
+        }
+    }
+}
+
+/// How far the store has told: where a watch begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// 0 where nothing was told yet: a store's revisions begin with 1.
+    pub revision: i64,
+    /// Whose revision that is.
+    pub origin: Option<Origin>,
+    /// The lease that changed last, and at which revision.
+    pub last: Option<(SubnetKey, i64)>,
+}
+
+impl Position {
+    /// Whether the store has told of all leases there.
     pub fn is_listed(&self) -> bool {
         self.revision > 0
     }
@@ -54,7 +75,7 @@ pub struct Origin {
 /// own: an empty one says "there are none", never "I could not read them".
 #[derive(Clone, Debug)]
 pub enum StoreEvent {
-    /// Comes first, and again where the watch could not be resumed.
+    /// All there are: where a watch began with nothing told, or could not be resumed.
     Snapshot(Snapshot),
     Put(StoredLease),
     Delete(SubnetKey),

@@ -18,8 +18,8 @@ pub struct LeaseTable {
     /// Records that do not parse now, by the store's key.
     bad: BTreeMap<String, BadRecord>,
     connected: bool,
-    /// Whether a snapshot has come.
-    seeded: bool,
+    /// Whether all that the store had at one time is known.
+    is_listed: bool,
 }
 
 /// What the store says of our own record.
@@ -44,15 +44,22 @@ pub struct Change {
 }
 
 impl LeaseTable {
-    /// `peers` are what is known already, until the first snapshot comes.
-    pub fn new(own: Held, peers: Peers) -> LeaseTable {
+    /// Of a store that was listed: `peers` and `bad` are all that was there.
+    pub fn listed(own: Held, peers: Peers, bad: Vec<BadRecord>) -> LeaseTable {
+        let mut table = LeaseTable { is_listed: true, ..LeaseTable::remembered(own, peers) };
+        bad.into_iter().for_each(|bad| table.remember(bad));
+        table
+    }
+
+    /// Of a store that has not told anything yet.
+    pub fn remembered(own: Held, peers: Peers) -> LeaseTable {
         LeaseTable {
             own,
             own_state: OwnState::Held,
             peers,
             bad: BTreeMap::new(),
             connected: true,
-            seeded: false,
+            is_listed: false,
         }
     }
 
@@ -90,13 +97,13 @@ impl LeaseTable {
     }
 
     /// The records that do not parse at present.
-    pub fn bad(&self) -> impl Iterator<Item = &BadRecord> {
+    pub fn bad(&self) -> impl ExactSizeIterator<Item = &BadRecord> {
         self.bad.values()
     }
 
     /// Whether the store has told of all leases yet.
-    pub fn listed(&self) -> bool {
-        self.seeded
+    pub fn is_listed(&self) -> bool {
+        self.is_listed
     }
 
     /// Whether the watch is up.
@@ -118,13 +125,10 @@ impl LeaseTable {
     /// The whole truth: who is not in it is gone, but for a peer whose record
     /// was spoilt.
     fn replace(&mut self, snapshot: Snapshot) -> Change {
-        let Snapshot { revision, leases, bad, .. } = snapshot;
+        let Snapshot { leases, bad, .. } = snapshot;
+        let was_listed = std::mem::replace(&mut self.is_listed, true);
         let own = leases.iter().find(|stored| stored.lease.key == self.own_key());
-        // The first may be the listing that we acquired from: older than our lease.
-        let seeded = std::mem::replace(&mut self.seeded, true);
-        if seeded || revision >= self.own.stored.mod_revision {
-            self.judge_own(own.map(|own| own.lease.attrs.clone()).as_ref());
-        }
+        self.judge_own(own.map(|own| own.lease.attrs.clone()).as_ref());
         let spoilt = bad.iter().filter_map(|bad| bad.subnet);
         let mut listed: Vec<SubnetKey> = leases.iter().map(|stored| stored.lease.key).chain(spoilt).collect();
         listed.sort_unstable();
@@ -136,7 +140,7 @@ impl LeaseTable {
         let changed = self.fill(leases) || !gone.is_empty();
 
         let known = std::mem::take(&mut self.bad);
-        let mut change = Change { peers: changed || !seeded, ..Change::default() };
+        let mut change = Change { peers: changed || !was_listed, ..Change::default() };
         for bad in bad {
             if known.get(&bad.key) != Some(&bad) {
                 change.bad.push(bad.clone());
@@ -296,15 +300,6 @@ mod tests {
         assert!(table.apply(StoreEvent::Delete(key(OWN))).doubt);
     }
 
-    #[test]
-    fn the_listing_we_acquired_from_says_nothing_against_us() {
-        let mut own = held(OWN);
-        own.stored.mod_revision = 100;
-        let mut table = LeaseTable::new(own, Peers::new());
-        table.apply(snapshot(&[2], &[]));
-        assert_eq!(table.own_state(), OwnState::Held);
-    }
-
     proptest! {
         #[test]
         fn events_and_a_snapshot_lead_to_the_same_peers(
@@ -324,9 +319,9 @@ mod tests {
     }
 
     fn seeded(nodes: &[u8]) -> LeaseTable {
-        let mut table = LeaseTable::new(held(OWN), Peers::new());
-        table.apply(snapshot(nodes, &[]));
-        table
+        let others = nodes.iter().copied().filter(|node| *node != OWN).map(|node| stored(node).lease);
+        let peers = others.map(|lease| (lease.key, lease.attrs)).collect();
+        LeaseTable::listed(held(OWN), peers, Vec::new())
     }
 
     fn peers(table: &LeaseTable) -> Vec<u8> {

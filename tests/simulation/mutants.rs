@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use weft::model::LeaseAttrs;
 use weft::subnet::store::{EtcdStore, Store, StoreError};
-use weft::subnet::{Held, Renewal, Snapshot, StoreEvent, Want};
+use weft::subnet::{Held, Position, Renewal, Snapshot, StoreEvent, Want};
 
 use super::verdict::Invariant;
 
@@ -99,7 +99,7 @@ impl Store for Mutated {
         self.etcd.update(held, attrs)
     }
 
-    fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
+    fn watch(&self, from: Position) -> BoxStream<'static, StoreEvent> {
         let events = self.etcd.watch(from);
         match self.mutant {
             Some(Mutant::BadIsGone) => Box::pin(events.map(|event| match event {

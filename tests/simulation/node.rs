@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft::backends::{self, Backend, from_config};
+use weft::backends::{self, Backend, Peers, from_config};
 use weft::daemon::join::{self, Joined, patiently};
 use weft::daemon::leases::{self, Leases};
 use weft::desired::{Observed, Ownership};
@@ -16,6 +16,7 @@ use weft::kernel::host::{Host, HostLink};
 use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
 use weft::reconciler::{Handle, Inputs, Reconciler, Settings, Target};
 use weft::subnet::store::{EtcdStore, Store};
+use weft::subnet::table::LeaseTable;
 
 use super::kernel::{SimEvents, SimKernel};
 use super::life::Life;
@@ -175,7 +176,7 @@ impl Daemon {
         let backend = joined.backend.clone();
         let own = self.ownership(&*backend);
         let (reconciler, handle) = Reconciler::new(kernel, events, backend, own, target.clone(), settings);
-        let leases = Arc::new(Leases::new(joined.held.clone(), joined.want.clone(), target));
+        let leases = Arc::new(Leases::new(joined.table(), joined.want.clone(), target));
         *self.member.lock().unwrap() = Some(Member {
             leases: leases.clone(),
             reconciler: handle,
@@ -186,7 +187,7 @@ impl Daemon {
         let stop = CancellationToken::new();
         let life = || self.life.clone();
         loops.spawn(life().lead(async move { reconciler.run(stop).await.unwrap() }));
-        loops.spawn(life().lead(leases::follow(store.watch(joined.snapshot), leases.clone())));
+        loops.spawn(life().lead(leases::follow(store.watch(joined.position), leases.clone())));
         loops.spawn(life().lead(leases::keep(store, leases, self.setting.ttl / 3)));
         let ended = loops.join_next().await;
         let what = || format!("node {}: a loop ended: {ended:?}", self.index);
@@ -197,7 +198,8 @@ impl Daemon {
         let Ok(Joined { held, want, node, identity, .. }) = self.join(&*store).await else { return };
         let own = held.stored.lease.key;
         let nobody = Target::new(Inputs { node, identity, own, peers: Default::default(), whole: true });
-        let leases = Arc::new(Leases::new(held, want, nobody));
+        let table = LeaseTable::remembered(held, Peers::new());
+        let leases = Arc::new(Leases::new(table, want, nobody));
         leases::keep(store, leases, self.setting.ttl / 3).await;
     }
 

@@ -12,12 +12,13 @@ use tracing::{info, warn};
 use super::config::DaemonArgs;
 use super::health;
 use super::uplink::{self, Choice, Request};
-use crate::backends::{Backend, Identity, Node};
+use crate::backends::{Backend, Identity, Node, Peers};
 use crate::kernel::host::{self, Host};
 use crate::model::{Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
 use crate::reconciler::{Inputs, Target};
 use crate::subnet::store::Store;
-use crate::subnet::{Held, Snapshot, StoredLease, Want, alloc, env_file};
+use crate::subnet::table::LeaseTable;
+use crate::subnet::{BadRecord, Held, Position, Snapshot, StoredLease, Want, alloc, env_file};
 
 use told::{Told, Wanting, known, told, told_at_last};
 pub use told::{network_config, parse, patiently};
@@ -32,24 +33,35 @@ pub struct Joined {
     pub held: Held,
     /// What was asked for, to ask for again.
     pub want: Want,
-    /// The listing that the lease was chosen from: where the watch begins. Or what
-    /// is remembered of one, where the store is away.
-    pub snapshot: Snapshot,
+    /// The others, by the listing that the lease was chosen from; or as they are
+    /// remembered, where the store is away.
+    pub peers: Peers,
+    /// Records in that listing that do not parse.
+    pub bad: Vec<BadRecord>,
+    /// Of that listing: where the watch begins.
+    pub position: Position,
 }
 
 impl Joined {
-    /// What the reconciler begins with: the listing's leases without our own, so
-    /// that a restart looks for no less than the kernel has.
+    /// What the reconciler begins with, so that a restart looks for no less than the
+    /// kernel has.
     pub fn target(&self) -> Target {
-        let own = self.held.stored.lease.key;
-        let others = self.snapshot.leases.iter().filter(|stored| stored.lease.key != own);
         Target::new(Inputs {
             node: self.node.clone(),
             identity: self.identity.clone(),
-            own,
-            peers: others.map(|stored| (stored.lease.key, stored.lease.attrs.clone())).collect(),
-            whole: self.snapshot.is_listed(),
+            own: self.held.stored.lease.key,
+            peers: self.peers.clone(),
+            whole: self.position.is_listed(),
         })
+    }
+
+    /// The leases as they are known so far.
+    pub fn table(&self) -> LeaseTable {
+        let (held, peers) = (self.held.clone(), self.peers.clone());
+        match self.position.is_listed() {
+            true => LeaseTable::listed(held, peers, self.bad.clone()),
+            false => LeaseTable::remembered(held, peers),
+        }
     }
 }
 
@@ -141,7 +153,11 @@ impl Newcomer<'_> {
 
     fn joined(self, identity: Identity, want: Want, held: Held, snapshot: Snapshot) -> Joined {
         let Newcomer { network, backend, node, .. } = self;
-        Joined { network, backend, node, identity, held, want, snapshot }
+        let position = snapshot.position();
+        let Snapshot { leases, bad, .. } = snapshot;
+        let leases = leases.into_iter().map(|stored| (stored.lease.key, stored.lease.attrs));
+        let peers = leases.filter(|(key, _)| *key != held.stored.lease.key).collect();
+        Joined { network, backend, node, identity, held, want, peers, bad, position }
     }
 
     /// Our own lease under an address that this host had before: it is the subnet

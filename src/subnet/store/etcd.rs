@@ -21,7 +21,7 @@ use futures_util::stream::BoxStream;
 
 use crate::model::LeaseAttrs;
 
-use super::{Held, Origin, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
+use super::{Held, Origin, Position, Renewal, Snapshot, Store, StoreError, StoreEvent, Want};
 pub use admin::{BrokenRecord, TimeLeft};
 use connection::{Connection, Failure};
 use keyspace::Keyspace;
@@ -172,7 +172,7 @@ impl Store for EtcdStore {
         Box::pin(renew::update(self, held, attrs))
     }
 
-    fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent> {
+    fn watch(&self, from: Position) -> BoxStream<'static, StoreEvent> {
         watch::watch(self.clone(), from)
     }
 }

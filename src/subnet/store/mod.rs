@@ -9,7 +9,9 @@ use futures_util::stream::BoxStream;
 
 use crate::model::LeaseAttrs;
 
-pub use super::record::{BadRecord, Held, Origin, Renewal, Snapshot, StoreEvent, StoredLease, Want};
+pub use super::record::{
+    BadRecord, Held, Origin, Position, Renewal, Snapshot, StoreEvent, StoredLease, Want,
+};
 pub use etcd::{BrokenRecord, Credentials, EtcdConfig, EtcdStore, TimeLeft, TlsFiles};
 
 pub trait Store: Send + Sync {
@@ -43,9 +45,9 @@ pub trait Store: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<Held>, StoreError>>;
 
     /// Changes from `from` on, for ever: it reconnects, resumes and survives
-    /// compaction by itself. Emits `from` as its first event, or where that is
-    /// remembered, that it is disconnected, and a listing once it is not.
-    fn watch(&self, from: Snapshot) -> BoxStream<'static, StoreEvent>;
+    /// compaction by itself. Where nothing was told yet it begins by saying that it
+    /// is disconnected, and gives a listing once it is not.
+    fn watch(&self, from: Position) -> BoxStream<'static, StoreEvent>;
 }
 
 /// Why the store did not do what was asked.

@@ -11,7 +11,7 @@ use tonic::Code;
 use super::EtcdStore;
 use super::acquire::pauses;
 use super::connection::{Failure, MAX_MESSAGE, kv};
-use crate::subnet::{Origin, Snapshot, StoreEvent};
+use crate::subnet::{Origin, Position, StoreEvent};
 
 /// A watch answers its creation within this.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,10 +23,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// makes each try last seconds.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// The changes from `from` on, for ever; from a listing on where that is none.
-pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, StoreEvent> {
+/// The changes from `from` on, for ever; from a listing on where nothing was told.
+pub(super) fn watch(store: EtcdStore, from: Position) -> BoxStream<'static, StoreEvent> {
     let mut watcher = Watcher {
-        anchor: Anchor::of(&from, &store).filter(|_| from.is_listed()),
+        anchor: Anchor::of(&from, &store),
         store,
         next: from.revision + 1,
         stream: None,
@@ -37,9 +37,7 @@ pub(super) fn watch(store: EtcdStore, from: Snapshot) -> BoxStream<'static, Stor
         rest: false,
         queue: VecDeque::new(),
     };
-    if from.is_listed() {
-        watcher.queue.push_back(StoreEvent::Snapshot(from));
-    } else {
+    if !from.is_listed() {
         watcher.away("not reached yet".to_owned());
     }
     Box::pin(stream::unfold(watcher, |mut watcher| async {
@@ -75,10 +73,9 @@ struct Anchor {
 }
 
 impl Anchor {
-    fn of(snapshot: &Snapshot, store: &EtcdStore) -> Option<Anchor> {
-        let last = snapshot.leases.iter().max_by_key(|stored| stored.mod_revision)?;
-        let key = store.keys.subnet(&last.lease.key).into_bytes();
-        Some(Anchor { key, mod_revision: last.mod_revision })
+    fn of(position: &Position, store: &EtcdStore) -> Option<Anchor> {
+        let (key, mod_revision) = position.last?;
+        Some(Anchor { key: store.keys.subnet(&key).into_bytes(), mod_revision })
     }
 
     fn stands(&self, found: &[KeyValue]) -> bool {
@@ -210,7 +207,7 @@ impl Watcher {
     async fn snapshot(&mut self) -> Result<(), Failure> {
         let snapshot = super::listing::list(&self.store).await?;
         self.next = snapshot.revision + 1;
-        self.anchor = Anchor::of(&snapshot, &self.store);
+        self.anchor = Anchor::of(&snapshot.position(), &self.store);
         self.seen = snapshot.origin;
         self.astray = false;
         self.queue.push_back(StoreEvent::Snapshot(snapshot));
