@@ -20,7 +20,8 @@ help:
 	@echo 'make test     the same for the whole test suite: format, lints, licences, every test'
 	@echo 'make interop  FLANNELD=/path CNI_BIN=/dir CNITOOL=/path: tests beside a real flanneld, its plugins and libcni'
 	@echo 'make bench    print the figures: plans, kernel batches, containers'
-	@echo 'make soak     MINUTES=30 SEED=1: four nodes under churn, faults and traffic, and what was lost'
+	@echo 'make soak     MINUTES=30 SEED=1: four nodes under churn, faults and traffic, and what was lost;'
+	@echo '              OUTAGE=60: the same with the store away for an hour'
 	@echo 'make lint     format, clippy and cargo-deny alone'
 	@echo 'make build    target/release/weft and a static target/release/weft-cni'
 	@echo 'make install  PREFIX=$(PREFIX) CNI_BIN=$(CNI_BIN) DESTDIR=$(DESTDIR)'
@@ -76,7 +77,7 @@ bench: build
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "CNI_BIN=$(abspath $(CNI_BIN))" $(CARGO) bench --locked --workspace
 
 soak: build
-	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "MINUTES=$(or $(MINUTES),30)" "SEED=$(or $(SEED),1)" \
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "OUTAGE=$(or $(OUTAGE),0)" "MINUTES=$(or $(MINUTES),30)" "SEED=$(or $(SEED),1)" \
 		$(CARGO) bench --locked -p weft --bench soak
 
 install: build

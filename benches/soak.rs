@@ -3,15 +3,18 @@
 //!
 //! ```text
 //! MINUTES=30 SEED=7 cargo bench --bench soak
+//! OUTAGE=60 cargo bench --bench soak
 //! ```
 //!
 //! Four nodes on one etcd, a container on each, and every pair pings, both
 //! families, through every round. A round has one fault, of one node or of the
 //! store. Pairs without the node at fault must not lose a packet; for the others
 //! the longest silence is shown, with the time until the node is right again.
-//! Meanwhile other leases come and go. The process ends with an error when a
-//! packet was lost that had nothing to do with the fault, when a node did not come
-//! back, or when memory grew.
+//! Meanwhile other leases come and go. With `OUTAGE` the store is away for so many
+//! minutes first, the faults are of nodes alone, and it is shown how long after its
+//! return all nodes are right, and that each has the subnet it had. The process ends
+//! with an error when a packet was lost that had nothing to do with the fault, when
+//! a node did not come back, or when memory grew.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot run has nothing to say")]
 
@@ -36,18 +39,24 @@ const CHURNED: usize = 50;
 const PINGS_PER_SECOND: u32 = 100;
 /// A node that takes longer than this has not come back.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Nodes are right this long after a store's return.
+const PROMPT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let minutes = number("MINUTES", 1);
+    let outage = number("OUTAGE", 0);
+    let minutes = number("MINUTES", if outage > 0 { 0 } else { 1 });
     let seed = number("SEED", 1);
     fastrand::seed(seed);
-    println!("soak: {minutes} min, seed {seed}, {NODES} nodes, {GHOSTS} further leases");
+    println!(
+        "soak: {outage} min without the store, then {minutes} min, seed {seed}, {NODES} nodes, {GHOSTS} further leases"
+    );
     let mut soak = Soak::new();
+    let prompt = outage == 0 || soak.outage(Duration::from_secs(60 * outage));
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     while Instant::now() < end {
-        soak.round();
+        soak.round(FAULTS);
     }
-    soak.report()
+    if soak.report() && prompt { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 struct Soak {
@@ -58,6 +67,7 @@ struct Soak {
     /// Resident kilobytes of the daemon that is never restarted, once a round.
     memory: Vec<u64>,
     sent: u64,
+    store_is_away: bool,
 }
 
 /// What a fault did.
@@ -80,6 +90,8 @@ struct Fault {
     make: fn(&mut Fabric, usize),
 }
 
+const LEASE_DELETED: &str = "own lease deleted";
+
 const FAULTS: &[Fault] = &[
     Fault { name: "routes flushed", of_node: true, make: |f, i| ip(f, i, "route flush dev flannel.1") },
     Fault {
@@ -100,7 +112,7 @@ const FAULTS: &[Fault] = &[
     Fault { name: "cable pulled for 1 s", of_node: true, make: pull_cable },
     Fault { name: "daemon killed", of_node: true, make: |f, i| restart(f, i, true) },
     Fault { name: "daemon restarted", of_node: true, make: |f, i| restart(f, i, false) },
-    Fault { name: "own lease deleted", of_node: true, make: |f, i| drop(f.etcdctl(&["del", &f.key_of(i)])) },
+    Fault { name: LEASE_DELETED, of_node: true, make: |f, i| drop(f.etcdctl(&["del", &f.key_of(i)])) },
     Fault {
         name: "broken record",
         of_node: false,
@@ -111,6 +123,13 @@ const FAULTS: &[Fault] = &[
     Fault { name: "store compacted", of_node: false, make: compact },
     Fault { name: "nothing", of_node: false, make: |_, _| {} },
 ];
+
+impl Fault {
+    /// Whether it needs no store.
+    fn stands_alone(&self) -> bool {
+        self.of_node && self.name != LEASE_DELETED
+    }
+}
 
 impl Soak {
     fn new() -> Soak {
@@ -124,6 +143,7 @@ impl Soak {
             rounds: BTreeMap::new(),
             memory: Vec::new(),
             sent: 0,
+            store_is_away: false,
         };
         for _ in 0..GHOSTS / CHURNED {
             soak.churn();
@@ -131,15 +151,41 @@ impl Soak {
         soak
     }
 
-    fn round(&mut self) {
-        let fault = fastrand::choice(FAULTS).copied().unwrap();
+    /// Rounds without the store, and its return: whether all was as it was, and soon.
+    fn outage(&mut self, length: Duration) -> bool {
+        let subnets = |fabric: &Fabric| (0..NODES).map(|i| fabric.subnet_env(i)).collect::<Vec<_>>();
+        let before = subnets(&self.fabric);
+        let of_nodes: Vec<Fault> = FAULTS.iter().filter(|fault| fault.stands_alone()).copied().collect();
+        // What came last is in the checkpoint by then.
+        thread::sleep(PROMPT);
+        self.fabric.etcd_away();
+        self.store_is_away = true;
+        let end = Instant::now() + length;
+        while Instant::now() < end {
+            self.round(&of_nodes);
+        }
+        self.fabric.start_etcd();
+        self.store_is_away = false;
+        let begun = Instant::now();
+        self.churn();
+        let back = self.wait_until_right();
+        let took = begun.elapsed();
+        let kept = before == subnets(&self.fabric);
+        println!("all nodes right {took:.1?} after the store's return: {back}; subnets kept: {kept}");
+        back && kept && took < PROMPT
+    }
+
+    fn round(&mut self, faults: &[Fault]) {
+        let fault = fastrand::choice(faults).copied().unwrap();
         // The first node is the one whose memory is watched: its daemon lives on.
         let node = fastrand::usize(1..NODES);
         let pings = self.start_pings();
         thread::sleep(Duration::from_millis(300));
         let begun = Instant::now();
         (fault.make)(&mut self.fabric, node);
-        self.churn();
+        if !self.store_is_away {
+            self.churn();
+        }
         let back = self.wait_until_right();
         let recovery = begun.elapsed();
         thread::sleep(Duration::from_millis(700));
@@ -218,7 +264,8 @@ impl Soak {
         })
     }
 
-    fn report(&self) -> ExitCode {
+    /// Whether it is a good one.
+    fn report(&self) -> bool {
         println!(
             "{:<22} {:>6} {:>14} {:>14} {:>12} {:>12} {:>5}",
             "fault", "rounds", "silence median", "worst", "right after", "worst", "lost"
@@ -249,7 +296,7 @@ impl Soak {
             "resident memory of the first node's daemon: {early} kB in the second quarter, {late} kB in the last"
         );
         let grew = quarter > 4 && late > early + early / 20;
-        if lost == 0 && missing == 0 && !grew { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        lost == 0 && missing == 0 && !grew
     }
 }
 
