@@ -1,6 +1,9 @@
 //! Everyone's leases, as the store's events tell them. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 
 use super::{BadRecord, Held, Snapshot, StoreEvent, StoredLease};
 use crate::backends::Peers;
@@ -15,6 +18,9 @@ pub struct LeaseTable {
     own: Held,
     own_state: OwnState,
     peers: Peers,
+    /// What was known of peers whose record is spoilt now. They stay peers but where a
+    /// healthy record claims their subnet: a node that starts then knows nothing else.
+    spoilt: BTreeMap<SubnetKey, LeaseAttrs>,
     /// Records that do not parse now, by the store's key.
     bad: BTreeMap<String, BadRecord>,
     connected: bool,
@@ -57,6 +63,7 @@ impl LeaseTable {
             own,
             own_state: OwnState::Held,
             peers,
+            spoilt: BTreeMap::new(),
             bad: BTreeMap::new(),
             connected: true,
             is_listed: false,
@@ -67,7 +74,7 @@ impl LeaseTable {
     /// since decide about the subnet we held before: it may be a peer's.
     pub fn set_own(&mut self, own: Held) -> Change {
         self.own_state = OwnState::Held;
-        let peers = self.peers.remove(&own.stored.lease.key).is_some();
+        let peers = self.forget(&own.stored.lease.key);
         self.own = own;
         Change { peers, ..Change::default() }
     }
@@ -129,15 +136,19 @@ impl LeaseTable {
         let was_listed = std::mem::replace(&mut self.is_listed, true);
         let own = leases.iter().find(|stored| stored.lease.key == self.own_key());
         self.judge_own(own.map(|own| own.lease.attrs.clone()).as_ref());
-        let spoilt = bad.iter().filter_map(|bad| bad.subnet);
-        let mut listed: Vec<SubnetKey> = leases.iter().map(|stored| stored.lease.key).chain(spoilt).collect();
-        listed.sort_unstable();
-        let is_gone = |key: &&SubnetKey| listed.binary_search(key).is_err();
+        let mut healthy: Vec<SubnetKey> = leases.iter().map(|stored| stored.lease.key).collect();
+        healthy.sort_unstable();
+        let is_healthy = |key: &SubnetKey| healthy.binary_search(key).is_ok();
+        let spoilt = bad.iter().filter_map(|bad| bad.subnet).filter(|key| !is_healthy(key));
+        let known = |key| Some((key, self.spoilt.get(&key).or_else(|| self.peers.get(&key))?.clone()));
+        self.spoilt = spoilt.filter_map(known).collect();
+        let is_gone = |key: &&SubnetKey| !is_healthy(key) && !self.spoilt.contains_key(key);
         let gone: Vec<SubnetKey> = self.peers.keys().filter(is_gone).copied().collect();
         for key in &gone {
             self.peers.remove(key);
         }
         let changed = self.fill(leases) || !gone.is_empty();
+        let changed = self.weigh_spoilt(|_| true) || changed;
 
         let known = std::mem::take(&mut self.bad);
         let mut change = Change { peers: changed || !was_listed, ..Change::default() };
@@ -176,7 +187,9 @@ impl LeaseTable {
             self.judge_own(Some(attrs));
             return Change::default();
         }
-        Change { peers: self.fill(vec![stored]), ..Change::default() }
+        self.spoilt.remove(&key);
+        let changed = self.fill(vec![stored]);
+        Change { peers: self.weigh_spoilt(|spoilt| claims(&key, spoilt)) || changed, ..Change::default() }
     }
 
     fn delete(&mut self, key: &SubnetKey) -> Change {
@@ -185,7 +198,7 @@ impl LeaseTable {
             self.judge_own(None);
             return Change::default();
         }
-        Change { peers: self.peers.remove(key).is_some(), ..Change::default() }
+        Change { peers: self.forget(key), ..Change::default() }
     }
 
     fn spoil(&mut self, bad: BadRecord) -> Change {
@@ -194,8 +207,59 @@ impl LeaseTable {
         }
         let known = self.bad.get(&bad.key) == Some(&bad);
         let new = if known { Vec::new() } else { vec![bad.clone()] };
+        let peers = bad.subnet.is_some_and(|key| self.spoil_peer(key));
         self.remember(bad);
-        Change { bad: new, ..Change::default() }
+        Change { peers, bad: new, ..Change::default() }
+    }
+
+    fn spoil_peer(&mut self, key: SubnetKey) -> bool {
+        if self.spoilt.contains_key(&key) {
+            return false;
+        }
+        let Some(attrs) = self.peers.get(&key) else { return false };
+        self.spoilt.insert(key, attrs.clone());
+        self.weigh_spoilt(|spoilt| *spoilt == key || claims(&key, spoilt))
+    }
+
+    fn forget(&mut self, key: &SubnetKey) -> bool {
+        self.spoilt.remove(key);
+        let was_peer = self.peers.remove(key).is_some();
+        self.weigh_spoilt(|spoilt| claims(key, spoilt)) || was_peer
+    }
+
+    /// Whether those that a change `concerns` are peers, or others by now.
+    fn weigh_spoilt(&mut self, concerns: impl Fn(&SubnetKey) -> bool) -> bool {
+        let concerned: Vec<_> = self.spoilt.keys().filter(|key| concerns(key)).copied().collect();
+        let mut changed = false;
+        for (key, claimed) in self.claimed(&concerned) {
+            if claimed {
+                changed |= self.peers.remove(&key).is_some();
+            } else if !self.peers.contains_key(&key) {
+                self.peers.insert(key, self.spoilt[&key].clone());
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Whether healthy records claim them, by one pass over all.
+    fn claimed(&self, spoilt: &[SubnetKey]) -> Vec<(SubnetKey, bool)> {
+        let is_healthy = |key: &&SubnetKey| !self.spoilt.contains_key(key);
+        match *spoilt {
+            [] => Vec::new(),
+            [key] => {
+                vec![(
+                    key,
+                    self.peers.keys().filter(|other| claims(other, &key)).any(|other| is_healthy(&other)),
+                )]
+            }
+            _ => {
+                let nets = self.peers.keys().filter(is_healthy).flat_map(SubnetKey::nets);
+                let nets: BTreeSet<_> = nets.map(|(_, net)| (net.network(), net.prefix())).collect();
+                let claimed = |key: &SubnetKey| key.nets().any(|(_, net)| holds_one_of(net, &nets));
+                spoilt.iter().map(|key| (*key, claimed(key))).collect()
+            }
+        }
     }
 
     fn connection(&mut self, up: bool) -> Change {
@@ -223,137 +287,20 @@ impl LeaseTable {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    use crate::model::PerFamily;
-    use proptest::prelude::*;
-
-    const OWN: u8 = 1;
-
-    #[test]
-    fn a_snapshot_replaces_all_and_leaves_self_out() {
-        let mut table = seeded(&[OWN, 2, 3]);
-        assert_eq!(peers(&table), [2, 3]);
-
-        let change = table.apply(snapshot(&[OWN, 3, 4], &[]));
-
-        assert!(change.peers);
-        assert_eq!((peers(&table), table.own_state()), (vec![3, 4], OwnState::Held));
-        assert!(!table.apply(snapshot(&[OWN, 3, 4], &[])).peers, "nothing changed");
-    }
-
-    #[test]
-    fn a_snapshot_sees_changed_attributes() {
-        let mut table = seeded(&[OWN, 2]);
-        let StoreEvent::Snapshot(mut after) = snapshot(&[OWN, 2], &[]) else { unreachable!() };
-        after.leases[1].lease.attrs.backend_type = "host-gw".into();
-
-        assert!(table.apply(StoreEvent::Snapshot(after)).peers);
-        assert_eq!(table.peers()[&key(2)].backend_type, "host-gw");
-    }
-
-    #[test]
-    fn a_spoilt_record_keeps_its_peer_and_is_told_once() {
-        let mut table = seeded(&[OWN, 2]);
-
-        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change { bad: vec![bad(2)], ..Change::default() });
-        assert_eq!(table.apply(StoreEvent::Bad(bad(2))), Change::default());
-        assert_eq!(table.apply(snapshot(&[OWN], &[2])), Change::default());
-        assert_eq!((peers(&table), table.bad_count()), (vec![2], 1));
-
-        table.apply(StoreEvent::Put(stored(2)));
-        assert_eq!(table.bad_count(), 0);
-    }
-
-    #[test]
-    fn our_own_record_is_in_doubt_when_deleted_spoilt_or_taken() {
-        let mut foreign = stored(OWN);
-        foreign.lease.attrs = stored(7).lease.attrs;
-        let doubts = [
-            StoreEvent::Delete(key(OWN)),
-            StoreEvent::Bad(bad(OWN)),
-            StoreEvent::Put(foreign),
-            snapshot(&[2], &[]),
-        ];
-        for doubt in doubts {
-            let mut table = seeded(&[OWN, 2]);
-            table.apply(StoreEvent::Put(stored(OWN)));
-            assert_eq!(table.own_state(), OwnState::Held);
-            assert!(table.apply(doubt.clone()).doubt);
-            assert!(!table.apply(doubt).doubt, "told once");
-            assert_ne!(table.own_state(), OwnState::Held);
-            assert_eq!(peers(&table), [2]);
-            table.set_own(held(OWN));
-            assert_eq!(table.own_state(), OwnState::Held);
-        }
-    }
-
-    #[test]
-    fn a_subnet_that_was_anothers_is_told_of_when_it_is_free() {
-        let mut table = seeded(&[OWN]);
-        let mut foreign = stored(OWN);
-        foreign.lease.attrs = stored(7).lease.attrs;
-        assert!(table.apply(StoreEvent::Put(foreign)).doubt);
-        assert!(table.apply(StoreEvent::Delete(key(OWN))).doubt);
-    }
-
-    proptest! {
-        #[test]
-        fn events_and_a_snapshot_lead_to_the_same_peers(
-            events in prop::collection::vec((1u8..20, any::<bool>()), 0..100)
-        ) {
-            let mut table = seeded(&[]);
-            let mut alive = BTreeSet::new();
-            for (node, put) in events {
-                table.apply(if put { StoreEvent::Put(stored(node)) } else { StoreEvent::Delete(key(node)) });
-                if put { alive.insert(node) } else { alive.remove(&node) };
-            }
-            let mut fresh = seeded(&[]);
-            fresh.apply(snapshot(&alive.iter().copied().collect::<Vec<_>>(), &[]));
-            prop_assert_eq!(table.peers(), fresh.peers());
-            prop_assert!(!table.peers().contains_key(&key(OWN)));
-        }
-    }
-
-    fn seeded(nodes: &[u8]) -> LeaseTable {
-        let others = nodes.iter().copied().filter(|node| *node != OWN).map(|node| stored(node).lease);
-        let peers = others.map(|lease| (lease.key, lease.attrs)).collect();
-        LeaseTable::listed(held(OWN), peers, Vec::new())
-    }
-
-    fn peers(table: &LeaseTable) -> Vec<u8> {
-        (0..=u8::MAX).filter(|node| table.peers().contains_key(&key(*node))).collect()
-    }
-
-    fn snapshot(nodes: &[u8], spoilt: &[u8]) -> StoreEvent {
-        let leases = nodes.iter().copied().map(stored).collect();
-        StoreEvent::Snapshot(Snapshot {
-            revision: 5,
-            leases,
-            bad: spoilt.iter().copied().map(bad).collect(),
-            ..Snapshot::default()
-        })
-    }
-
-    fn held(node: u8) -> Held {
-        Held { stored: stored(node), ttl: None }
-    }
-
-    fn stored(node: u8) -> StoredLease {
-        let public_ip = PerFamily { v4: Some([192, 0, 2, node].into()), v6: None };
-        let attrs =
-            LeaseAttrs { public_ip, backend_type: "vxlan".into(), backend_data: PerFamily::default() };
-        StoredLease { lease: Lease { key: key(node), attrs }, lease_id: Some(1), mod_revision: 1 }
-    }
-
-    fn bad(node: u8) -> BadRecord {
-        BadRecord { key: format!("/subnets/{}", key(node)), subnet: Some(key(node)), reason: "spoilt".into() }
-    }
-
-    fn key(node: u8) -> SubnetKey {
-        format!("10.5.{node}.0-24").parse().expect("a subnet key")
-    }
+/// Whether a healthy record is for a part of a spoilt one's subnet, or for the whole
+/// of it: a wider one pushes nobody out (as in `backends`).
+fn claims(healthy: &SubnetKey, spoilt: &SubnetKey) -> bool {
+    let holds = |outer: IpNetwork, inner: IpNetwork| {
+        outer.prefix() <= inner.prefix() && outer.contains(inner.network())
+    };
+    spoilt.nets().any(|(family, outer)| healthy.net(family).is_some_and(|inner| holds(outer, inner)))
 }
+
+/// The same, of many: where it begins and its prefix, of each.
+fn holds_one_of(outer: IpNetwork, nets: &BTreeSet<(IpAddr, u8)>) -> bool {
+    let (first, last) = ((outer.network(), outer.prefix()), (outer.broadcast(), u8::MAX));
+    nets.range(first..=last).next().is_some()
+}
+
+#[cfg(test)]
+mod tests;

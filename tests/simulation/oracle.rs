@@ -19,6 +19,10 @@ pub fn settled(node: &Node, state: &State) -> Result<(), String> {
     let own = member.leases.own().stored.lease.key;
     holds_or_says_so(node, &member, own, state)?;
     let want = Fabric::of(node, &member, own, state);
+    // Also of what may be there or not.
+    if let Some(failed) = member.reconciler.state().borrow().failed.first() {
+        return Err(format!("is yet to try again: {failed}"));
+    }
     node.fake.with(|have| want.is_there(have))
 }
 
@@ -59,7 +63,8 @@ struct Fabric {
     neighbours: BTreeMap<(IfName, IpAddr), Mac>,
     fdb: BTreeMap<(IfName, Mac), Destinations>,
     routes: BTreeMap<IpNetwork, Nexthop>,
-    /// Subnets whose record was spoilt: what was last known of them may stay.
+    /// Subnets whose record was spoilt, claimed by no healthy one: what was last known
+    /// of them may stay.
     spoilt: BTreeSet<IpNetwork>,
 }
 
@@ -72,13 +77,16 @@ impl Fabric {
             fabric.links.insert(*dev, mac);
             fabric.addresses.insert((*dev, IpNetwork::from(net.ip())));
         }
-        fabric.spoilt =
-            state.spoilt().flat_map(|key| key.nets().map(|(_, net)| net).collect::<Vec<_>>()).collect();
         let peers: Vec<_> = state
             .leases()
             .filter(|(_, attrs, _)| !is_of(node, attrs))
             .map(|(key, attrs, _)| (key, attrs))
             .collect();
+        // By whoever it is, a record for this node's own subnet is no peer's.
+        let claimed = |spoilt: &SubnetKey| peers.iter().any(|(key, _)| *key != own && key.overlaps(spoilt));
+        let unclaimed = state.spoilt().filter(|spoilt| !claimed(spoilt));
+        fabric.spoilt =
+            unclaimed.flat_map(|key| key.nets().map(|(_, net)| net).collect::<Vec<_>>()).collect();
         for family in Family::BOTH {
             let Some(own) = own.net(family) else { continue };
             let of_peers = peers.iter().filter_map(|(key, attrs)| {
@@ -89,10 +97,7 @@ impl Fabric {
                 |key, net| of_peers.iter().all(|(other, theirs, ..)| !outdoes((*other, *theirs), (key, net)));
             let dev = member.backend.devices().get(family).copied();
             for &(_, net, ip, mac) in of_peers.iter().filter(|(key, net, ..)| wins(*key, *net)) {
-                // Of two records for one subnet, one of them spoilt: that is for a person.
-                if !fabric.spoilt.contains(&net) {
-                    fabric.join(node, dev, net, ip, mac);
-                }
+                fabric.join(node, dev, net, ip, mac);
             }
         }
         fabric
