@@ -162,7 +162,9 @@ impl World {
     fn refuse(&mut self, node: usize) {
         let errno = [libc::EPERM, libc::ENOMEM, libc::EEXIST, libc::EINVAL, libc::ENODEV, libc::ENOBUFS];
         let errno = errno[self.rng.usize(..errno.len())];
-        let (share, mut rng) = (self.rng.u8(10..=100), self.rng.fork());
+        // Most often it is all of them: a permission is missing, or memory.
+        let share = Some(self.rng.u8(10..=100)).filter(|share| *share < 60).unwrap_or(100);
+        let mut rng = self.rng.fork();
         self.nodes[node].fake.fail(move |_| (rng.u8(..100) < share).then_some(errno));
     }
 

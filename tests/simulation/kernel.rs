@@ -133,23 +133,17 @@ pub struct SimKernel {
 
 impl Kernel for SimKernel {
     fn links(&mut self, scope: &Scope) -> Result<BTreeMap<IfName, ObservedLink>, NetlinkError> {
-        if self.life.is_over() {
-            return Err(self.dead());
-        }
+        self.turn()?;
         self.fake.links(scope)
     }
 
     fn observe(&mut self, scope: &Scope) -> Result<Observed, NetlinkError> {
-        if self.life.is_over() {
-            return Err(self.dead());
-        }
+        self.turn()?;
         self.fake.observe(scope)
     }
 
     fn glance(&mut self, scope: &Scope) -> Result<Option<Glance>, NetlinkError> {
-        if self.life.is_over() {
-            return Err(self.dead());
-        }
+        self.turn()?;
         let mut glance = self.fake.glance(scope)?;
         if self.mutant == Some(Mutant::Misreads) {
             let settings = glance.iter_mut().flat_map(|glance| glance.sysctls.values_mut());
@@ -159,11 +153,17 @@ impl Kernel for SimKernel {
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), NetlinkError>> {
+        self.life.step();
         ops.iter().map(|op| self.one(op)).collect()
     }
 }
 
 impl SimKernel {
+    fn turn(&self) -> Result<(), NetlinkError> {
+        self.life.step();
+        if self.life.is_over() { Err(self.dead()) } else { Ok(()) }
+    }
+
     fn one(&mut self, op: &Op) -> Result<(), NetlinkError> {
         if !self.life.spend() {
             return Err(self.dead());
@@ -193,14 +193,16 @@ impl SimKernel {
     }
 
     /// The ways to the other nodes whose leases stand as they were taken, and to
-    /// those whose records were spoilt under the eyes of this daemon.
+    /// those whose records were spoilt under the eyes of this daemon and whose
+    /// subnets nobody else claims or did.
     fn ways(&self) -> Vec<Way> {
         let state = self.model.lock();
         let standing = state.now.records.values().filter(|_| !state.disturbed_all);
         let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
         let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
+        let spoilt = spoilt.map(|record| (record, true));
         let mut ways = Vec::new();
-        for record in standing.chain(spoilt) {
+        for (record, spoilt) in standing.map(|record| (record, false)).chain(spoilt) {
             let Some((key, attrs)) = &record.lease else { continue };
             if !matches!(record.writer, Writer::Node(other) if other != self.node) {
                 continue;
@@ -210,6 +212,9 @@ impl SimKernel {
             let before = state.disturbed.iter().filter_map(|key| subnet_of(key));
             let others: Vec<_> = before.chain(state.leases().map(|(key, ..)| key)).collect();
             let others = || others.iter().filter(|other| *other != key);
+            if spoilt && others().any(|other| other.overlaps(key)) {
+                continue;
+            }
             let shared = |net: IpNetwork| others().any(|other| other.nets().any(|(_, theirs)| theirs == net));
             for (family, net) in key.nets().filter(|(_, net)| !shared(*net)) {
                 let Some(&ip) = attrs.public_ip.get(family) else { continue };

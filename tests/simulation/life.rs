@@ -6,22 +6,54 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
+use tokio::time::Instant;
+
+use super::verdict::{Invariant, Verdict};
+
+/// So often at one moment a daemon may turn to its kernel, and its loops may be
+/// woken: more than thousands of peers that come at once give reason for.
+const MOST_STEPS: u32 = 20_000;
+
 /// A life of the daemon, and what ends it in the midst of its work.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Life {
     alive: Arc<AtomicBool>,
     /// So many more ops are done; negative: no end is set.
     ops_left: Arc<AtomicI64>,
     /// While it stands still: who is to be woken then.
     still: Arc<Mutex<Option<Vec<Waker>>>>,
+    /// How many at this moment.
+    steps: Arc<Mutex<(Instant, u32)>>,
+    verdict: Verdict,
 }
 
 impl Life {
-    pub fn new() -> Life {
+    pub fn new(verdict: Verdict) -> Life {
         Life {
             alive: Arc::new(AtomicBool::new(true)),
             ops_left: Arc::new(AtomicI64::new(-1)),
             still: Arc::default(),
+            steps: Arc::new(Mutex::new((Instant::now(), 0))),
+            verdict,
+        }
+    }
+
+    /// Before whatever a daemon could do without end while no time passes: who does
+    /// is ended, or the schedule would never be.
+    pub fn step(&self) {
+        let now = Instant::now();
+        let count = {
+            let (at, count) = &mut *self.steps.lock().unwrap();
+            if *at != now {
+                (*at, *count) = (now, 0);
+            }
+            *count += 1;
+            *count
+        };
+        if count > MOST_STEPS {
+            let what = || format!("a daemon took {count} steps at one moment");
+            self.verdict.violated(Invariant::Rests, what);
+            panic!("it does not rest");
         }
     }
 
@@ -70,6 +102,7 @@ impl Life {
                 wakers.push(context.waker().clone());
                 return Poll::Pending;
             }
+            self.step();
             task.as_mut().poll(context)
         })
         .await

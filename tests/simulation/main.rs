@@ -16,6 +16,7 @@ mod verdict;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,10 @@ use world::{Outcome, run};
 /// So many with `cargo test`; `WEFT_SIM_SCHEDULES` asks for others.
 const SCHEDULES: u64 = 400;
 /// A mutant is to be found out within so many.
-const MUTANT_SCHEDULES: u64 = 2_000;
+const MUTANT_SCHEDULES: u64 = 5_000;
+/// Of this machine's time, of which a schedule takes milliseconds: longer, and it
+/// will never end.
+const ENDLESS: Duration = Duration::from_secs(60);
 
 #[test]
 fn no_schedule_violates_an_invariant() {
@@ -35,16 +39,21 @@ fn no_schedule_violates_an_invariant() {
     let (next, done) = (AtomicU64::new(first), AtomicU64::new(0));
     let (faults, slowest) = (AtomicU64::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    // What each thread runs, and since when.
+    let running: &[Mutex<Option<(u64, Instant)>>] =
+        (0..threads).map(|_| Mutex::default()).collect::<Vec<_>>().leak();
+    std::thread::spawn(|| give_up_on_endless(running));
     std::thread::scope(|scope| {
-        let work = || {
+        let work = |mine: &Mutex<Option<(u64, Instant)>>| {
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
+                *mine.lock().unwrap() = (seed < first + count).then(|| (seed, Instant::now()));
                 if seed >= first + count {
                     return;
                 }
                 let outcome = schedule(seed, None).unwrap_or_else(|violation| {
                     next.store(u64::MAX / 2, Ordering::Relaxed);
-                    panic!("seed {seed}: {violation}\nreplay: WEFT_SIM_SEED={seed} cargo test --test simulation replay -- --nocapture")
+                    panic!("seed {seed}: {violation}\n{}", to_replay(seed))
                 });
                 faults.fetch_add(outcome.faults as u64, Ordering::Relaxed);
                 slowest.fetch_max(outcome.settled_after.as_secs(), Ordering::Relaxed);
@@ -54,7 +63,7 @@ fn no_schedule_violates_an_invariant() {
                 }
             }
         };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = running.iter().map(|mine| scope.spawn(move || work(mine))).collect();
         for worker in workers {
             if let Err(panic) = worker.join() {
                 std::panic::resume_unwind(panic);
@@ -99,7 +108,7 @@ fn every_mutant_is_found_out() {
         let mut sooner = None;
         let found = (0..MUTANT_SCHEDULES).find_map(|seed| {
             let violation = schedule(seed, Some(mutant)).err()?;
-            sooner.get_or_insert((seed, violation.of));
+            sooner.get_or_insert_with(|| (seed, violation.to_string()));
             (violation.of == invariant).then_some((seed, violation))
         });
         let Some((seed, violation)) = found else {
@@ -143,6 +152,24 @@ fn what_many_nodes_cost_grows_with_their_number() {
     // Each node's margin is its own: it renews after half a lease's life or later.
     assert!(keep.keep_alives <= 4 * nodes && keep.ranges <= 2 * nodes, "a renewal in half a lease's life");
     assert!(ops.iter().all(|ops| *ops as u64 <= 4 * nodes + 3), "four ops a peer");
+}
+
+/// A thread cannot be stopped: the process ends with the seed as its last word.
+fn give_up_on_endless(running: &[Mutex<Option<(u64, Instant)>>]) {
+    loop {
+        std::thread::sleep(ENDLESS / 10);
+        for mine in running {
+            let Some((seed, since)) = *mine.lock().unwrap() else { continue };
+            if since.elapsed() > ENDLESS {
+                eprintln!("seed {seed}: not over after {ENDLESS:?}\n{}", to_replay(seed));
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
+fn to_replay(seed: u64) -> String {
+    format!("replay: WEFT_SIM_SEED={seed} cargo test --test simulation replay -- --nocapture")
 }
 
 /// A panic anywhere in it is a violation, too.

@@ -32,13 +32,15 @@ pub enum Mutant {
     NoDelete,
     /// Settings seem to be others at each look at them.
     Misreads,
+    /// What failed is tried again at once.
+    NoPause,
     /// The watch ends with its connection.
     EndsWatch,
 }
 
 impl Mutant {
     /// With the invariant that each violates, every one of them at least once.
-    pub const ALL: [(Mutant, Invariant); 11] = [
+    pub const ALL: [(Mutant, Invariant); 12] = [
         (Mutant::NoCompare, Invariant::OneOwner),
         (Mutant::NoRenewal, Invariant::OneBeliever),
         (Mutant::OwnsAll, Invariant::ForeignUntouched),
@@ -49,6 +51,7 @@ impl Mutant {
         (Mutant::NoHistory, Invariant::Settles),
         (Mutant::NoDelete, Invariant::Settles),
         (Mutant::Misreads, Invariant::StaysQuiet),
+        (Mutant::NoPause, Invariant::Rests),
         (Mutant::EndsWatch, Invariant::Lives),
     ];
 }

@@ -85,7 +85,7 @@ impl Node {
 
     fn begin(&mut self, setting: &Setting, blind: bool) {
         self.fake.reopen();
-        let life = Life::new();
+        let life = Life::new(setting.verdict.clone());
         let member = Arc::new(Mutex::new(None));
         let daemon = Daemon {
             index: self.index,
@@ -172,7 +172,10 @@ impl Daemon {
         };
         let events =
             SimEvents { fake: self.fake.clone(), deaf: self.setting.mutant == Some(Mutant::NoResync) };
-        let settings = Settings { audit: self.setting.audit, ..Settings::default() };
+        let mut settings = Settings { audit: self.setting.audit, ..Settings::default() };
+        if self.setting.mutant == Some(Mutant::NoPause) {
+            (settings.retry_min, settings.retry_max) = (Duration::ZERO, Duration::ZERO);
+        }
         let backend = joined.backend.clone();
         let own = self.ownership(&*backend);
         let (reconciler, handle) = Reconciler::new(kernel, events, backend, own, target.clone(), settings);

@@ -20,6 +20,8 @@ pub enum Invariant {
     Settles,
     /// What has settled is left alone, and stays so.
     StaysQuiet,
+    /// Nothing is done over and over while no time passes.
+    Rests,
     /// No loop of the daemon ends, none panics.
     Lives,
 }
