@@ -1,41 +1,36 @@
-use super::{Desired, Observed};
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
+
+use super::{Desired, Nexthop, Observed};
 
 impl Desired {
     /// What of this state is not in the kernel, or is there with another value.
     /// Settings are not looked at.
     pub fn missing_from(&self, have: &Observed) -> Desired {
-        let links = self.links.iter().filter(|(name, _)| !have.links.get(name).is_some_and(|link| link.up));
-        let neighbours = self.neighbours.iter().filter(|&(key, mac)| have.neighbours.get(key) != Some(mac));
-        let fdb =
-            self.fdb.iter().filter(|&(key, dst)| !have.fdb.get(key).is_some_and(|dsts| dsts.contains(dst)));
-        let routes = self.routes.iter().filter(|&(dst, nexthop)| {
-            have.routes.get(dst).and_then(|route| have.target(route)) != Some(*nexthop)
-        });
+        let leads_there = |dst: &IpNetwork, nexthop: &Nexthop| {
+            have.routes.get(dst).and_then(|route| have.target(route)) == Some(*nexthop)
+        };
         Desired {
-            links: links.map(|(name, link)| (*name, link.clone())).collect(),
+            links: some(&self.links, |name, _| have.links.get(name).is_none_or(|link| !link.up)),
             addresses: self.addresses.difference(&have.addresses).copied().collect(),
-            neighbours: neighbours.map(|(key, mac)| (*key, *mac)).collect(),
-            fdb: fdb.map(|(key, dst)| (*key, *dst)).collect(),
-            routes: routes.map(|(dst, nexthop)| (*dst, *nexthop)).collect(),
-            sysctls: Default::default(),
+            neighbours: some(&self.neighbours, |key, mac| have.neighbours.get(key) != Some(mac)),
+            fdb: some(&self.fdb, |key, dst| have.fdb.get(key).is_none_or(|dsts| !dsts.contains(dst))),
+            routes: some(&self.routes, |dst, nexthop| !leads_there(dst, nexthop)),
+            sysctls: BTreeMap::new(),
         }
     }
 
     /// What both have, with the same value: of all that is missing and one peer's
     /// share of the state, what is missing of that peer.
     pub fn shared_with(&self, other: &Desired) -> Desired {
-        let links = self.links.iter().filter(|(name, link)| other.links.get(name) == Some(link));
-        let neighbours = self.neighbours.iter().filter(|(key, mac)| other.neighbours.get(key) == Some(mac));
-        let fdb = self.fdb.iter().filter(|(key, dst)| other.fdb.get(key) == Some(dst));
-        let routes = self.routes.iter().filter(|(dst, nexthop)| other.routes.get(dst) == Some(nexthop));
-        let sysctls = self.sysctls.iter().filter(|(key, value)| other.sysctls.get(*key) == Some(value));
         Desired {
-            links: links.map(|(name, link)| (*name, link.clone())).collect(),
+            links: common(&self.links, &other.links),
             addresses: self.addresses.intersection(&other.addresses).copied().collect(),
-            neighbours: neighbours.map(|(key, mac)| (*key, *mac)).collect(),
-            fdb: fdb.map(|(key, dst)| (*key, *dst)).collect(),
-            routes: routes.map(|(dst, nexthop)| (*dst, *nexthop)).collect(),
-            sysctls: sysctls.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            neighbours: common(&self.neighbours, &other.neighbours),
+            fdb: common(&self.fdb, &other.fdb),
+            routes: common(&self.routes, &other.routes),
+            sysctls: common(&self.sysctls, &other.sysctls),
         }
     }
 
@@ -55,4 +50,13 @@ impl Desired {
         let settings = self.sysctls.iter().map(|(key, value)| format!("{key} = {value}"));
         links.chain(addresses).chain(neighbours).chain(fdb).chain(routes).chain(settings).collect()
     }
+}
+
+fn some<K: Ord + Clone, V: Clone>(map: &BTreeMap<K, V>, keep: impl Fn(&K, &V) -> bool) -> BTreeMap<K, V> {
+    let kept = map.iter().filter(|&(key, value)| keep(key, value));
+    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn common<K: Ord + Clone, V: Clone + PartialEq>(a: &BTreeMap<K, V>, b: &BTreeMap<K, V>) -> BTreeMap<K, V> {
+    some(a, |key, value| b.get(key) == Some(value))
 }
