@@ -51,19 +51,39 @@ pub async fn keep(
     }
 }
 
-/// What a store has told; nothing where our subnet is another's by now.
-fn write(path: &Path, config: &str, leases: &Leases) -> Result<(), CheckpointError> {
-    if leases.lost().is_some() {
-        return checkpoint::remove(path);
-    }
-    let (mut own, peers) = {
-        let table = leases.table();
-        if !table.is_listed() {
-            return Ok(());
+/// What there is to write down.
+#[derive(Clone, Debug)]
+pub enum Known {
+    /// The store has not told of all leases: what was known before is as good.
+    NotYet,
+    /// Our subnet is another's by now.
+    NoMore,
+    Now(Box<Checkpoint>),
+}
+
+impl Known {
+    pub fn of(leases: &Leases, config: &str) -> Known {
+        if leases.lost().is_some() {
+            return Known::NoMore;
         }
-        (table.own().clone(), table.peers().clone())
+        let (mut own, peers) = {
+            let table = leases.table();
+            if !table.is_listed() {
+                return Known::NotYet;
+            }
+            (table.own().clone(), table.peers().clone())
+        };
+        own.ttl = own.ttl.and(leases.store.facts().expires_in());
+        Known::Now(Box::new(Checkpoint { config: config.into(), own, peers }))
+    }
+}
+
+fn write(path: &Path, config: &str, leases: &Leases) -> Result<(), CheckpointError> {
+    let checkpoint = match Known::of(leases, config) {
+        Known::NotYet => return Ok(()),
+        Known::NoMore => return checkpoint::remove(path),
+        Known::Now(checkpoint) => checkpoint,
     };
-    own.ttl = own.ttl.and(leases.store.facts().expires_in());
     let boot = Boot::now().map_err(|cause| CheckpointError::Io { path: path.into(), cause })?;
-    checkpoint::write(path, &Checkpoint { config: config.into(), own, peers }, &boot)
+    checkpoint::write(path, &checkpoint, &boot)
 }

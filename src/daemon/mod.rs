@@ -3,7 +3,7 @@
 
 pub mod admin;
 mod blackholes;
-mod checkpoint;
+pub mod checkpoint;
 pub mod config;
 mod follow_uplink;
 mod guard;

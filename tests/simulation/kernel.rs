@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
+use weft::backends::Peers;
 use weft::desired::{NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedNexthop, ObservedRoute, Op};
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::{Cause, NetlinkError};
@@ -128,6 +129,9 @@ pub struct SimKernel {
     pub verdict: Verdict,
     /// When this life joined.
     pub since: Instant,
+    /// Where it came from the checkpoint: whom it knew then. What befell others before
+    /// the store told of them it did not see.
+    pub remembered: Option<Peers>,
     pub mutant: Option<Mutant>,
 }
 
@@ -200,6 +204,8 @@ impl SimKernel {
         let standing = state.now.records.values().filter(|_| !state.disturbed_all);
         let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
         let spoilt = state.spoils.values().filter(|(_, at)| *at > self.since).map(|(record, _)| record);
+        let knew = |key| self.remembered.as_ref().is_none_or(|peers| peers.contains_key(&key));
+        let spoilt = spoilt.filter(|record| subnet_of(&record.kv.key).is_some_and(knew));
         let spoilt = spoilt.map(|record| (record, true));
         let mut ways = Vec::new();
         for (record, spoilt) in standing.map(|record| (record, false)).chain(spoilt) {

@@ -34,13 +34,15 @@ pub enum Mutant {
     Misreads,
     /// What failed is tried again at once.
     NoPause,
+    /// What a node knew last is taken for all there is.
+    WholeMemory,
     /// The watch ends with its connection.
     EndsWatch,
 }
 
 impl Mutant {
     /// With the invariant that each violates, every one of them at least once.
-    pub const ALL: [(Mutant, Invariant); 12] = [
+    pub const ALL: [(Mutant, Invariant); 13] = [
         (Mutant::NoCompare, Invariant::OneOwner),
         (Mutant::NoRenewal, Invariant::OneBeliever),
         (Mutant::OwnsAll, Invariant::ForeignUntouched),
@@ -52,6 +54,7 @@ impl Mutant {
         (Mutant::NoDelete, Invariant::Settles),
         (Mutant::Misreads, Invariant::StaysQuiet),
         (Mutant::NoPause, Invariant::Rests),
+        (Mutant::WholeMemory, Invariant::NoPeerLost),
         (Mutant::EndsWatch, Invariant::Lives),
     ];
 }

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use weft::backends::{self, Backend, Peers, from_config};
+use weft::daemon::checkpoint::Known;
 use weft::daemon::join::{self, Joined, patiently};
 use weft::daemon::leases::{self, Leases};
 use weft::desired::{Observed, Ownership};
@@ -15,6 +16,7 @@ use weft::kernel::fake::Fake;
 use weft::kernel::host::{Host, HostLink};
 use weft::model::{LeaseAttrs, NetworkConfig, SubnetKey};
 use weft::reconciler::{Handle, Inputs, Reconciler, Settings, Target};
+use weft::subnet::checkpoint::Checkpoint;
 use weft::subnet::store::{EtcdStore, Store};
 use weft::subnet::table::LeaseTable;
 
@@ -24,6 +26,11 @@ use super::mutants::{Mutant, Mutated};
 use super::network::Link;
 use super::store::{Model, PREFIX};
 use super::verdict::{Invariant, Verdict};
+
+/// A node that knows its fabric waits so long for the store, as `join` does.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two writes of the checkpoint, as the daemon does.
+const REST: Duration = Duration::from_secs(1);
 
 /// What is the same for all nodes of a schedule.
 #[derive(Clone)]
@@ -41,8 +48,17 @@ pub struct Node {
     pub fake: Fake,
     pub link: Arc<Link>,
     pub before: Arc<Observed>,
-    env: Arc<Mutex<Option<SubnetKey>>>,
+    disk: Disk,
     pub running: Option<Running>,
+}
+
+/// What outlives the daemon.
+#[derive(Clone, Default)]
+struct Disk {
+    /// `subnet.env`.
+    env: Arc<Mutex<Option<SubnetKey>>>,
+    /// And when it was written.
+    checkpoint: Arc<Mutex<Option<(Checkpoint, Instant)>>>,
 }
 
 /// A life of the daemon.
@@ -69,7 +85,7 @@ impl Node {
             fake: Fake::faithful(before.clone(), room),
             link: Link::new(seed),
             before: Arc::new(before),
-            env: Arc::default(),
+            disk: Disk::default(),
             running: None,
         }
     }
@@ -92,7 +108,7 @@ impl Node {
             host: self.host.clone(),
             fake: self.fake.clone(),
             before: self.before.clone(),
-            env: self.env.clone(),
+            disk: self.disk.clone(),
             life: life.clone(),
             member: member.clone(),
             setting: setting.clone(),
@@ -115,9 +131,11 @@ impl Node {
         }
     }
 
-    /// The machine starts afresh: what was in its kernel is gone, its disk is not.
+    /// The machine starts afresh: what was in its kernel is gone, its disk is not, but
+    /// for what it knew in its last boot.
     pub fn reboot(&mut self) {
         self.kill();
+        *self.disk.checkpoint.lock().unwrap() = None;
         self.fake.disturb(|state| *state = (*self.before).clone(), []);
     }
 
@@ -145,7 +163,7 @@ struct Daemon {
     host: backends::Node,
     fake: Fake,
     before: Arc<Observed>,
-    env: Arc<Mutex<Option<SubnetKey>>>,
+    disk: Disk,
     life: Life,
     member: Arc<Mutex<Option<Member>>>,
     setting: Setting,
@@ -158,8 +176,11 @@ impl Daemon {
         self.setting.verdict.note(self.index as u64, || {
             format!("  node {} holds {}", self.index, joined.held.stored.lease.key)
         });
-        *self.env.lock().unwrap() = Some(joined.held.stored.lease.key);
+        *self.disk.env.lock().unwrap() = Some(joined.held.stored.lease.key);
         let target = joined.target();
+        if self.setting.mutant == Some(Mutant::WholeMemory) {
+            target.update(|inputs| inputs.whole = true);
+        }
         let kernel = SimKernel {
             node: self.index,
             fake: self.fake.clone(),
@@ -168,6 +189,7 @@ impl Daemon {
             model: self.setting.model.clone(),
             verdict: self.setting.verdict.clone(),
             since: Instant::now(),
+            remembered: (!joined.position.is_listed()).then(|| joined.peers.clone()),
             mutant: self.setting.mutant,
         };
         let events =
@@ -191,7 +213,9 @@ impl Daemon {
         let life = || self.life.clone();
         loops.spawn(life().lead(async move { reconciler.run(stop).await.unwrap() }));
         loops.spawn(life().lead(leases::follow(store.watch(joined.position), leases.clone())));
+        let kept = leases.clone();
         loops.spawn(life().lead(leases::keep(store, leases, self.setting.ttl / 3)));
+        loops.spawn(life().lead(self.disk.clone().keep(joined.network.text, kept)));
         let ended = loops.join_next().await;
         let what = || format!("node {}: a loop ended: {ended:?}", self.index);
         self.setting.verdict.violated(Invariant::Lives, what);
@@ -207,18 +231,33 @@ impl Daemon {
     }
 
     async fn join(&self, store: &dyn Store) -> anyhow::Result<Joined> {
+        let previous = *self.disk.env.lock().unwrap();
+        if let Some(known) = self.disk.known()
+            && !answers(store).await
+        {
+            let (network, backend) = self.parse(&known.config)?;
+            let host = self.host_links();
+            if let Some(joined) = join::resume(known, network, backend, &host, self.host.clone(), previous) {
+                self.setting.verdict.note(self.index as u64, || format!("  node {} resumes", self.index));
+                return Ok(joined);
+            }
+        }
         let json = loop {
             match patiently("the network config", || store.network_config()).await {
                 Some(json) => break json,
                 None => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         };
-        let network = NetworkConfig::parse(&json)?;
-        let backend: Arc<dyn Backend> = from_config(&network, false)?.into();
-        backend.check(&self.host)?;
-        let previous = *self.env.lock().unwrap();
+        let (network, backend) = self.parse(&json)?;
         let host = self.host_links();
         Ok(join::lease(store, network, backend, &host, self.host.clone(), previous).await)
+    }
+
+    fn parse(&self, json: &str) -> anyhow::Result<(NetworkConfig, Arc<dyn Backend>)> {
+        let network = NetworkConfig::parse(json)?;
+        let backend: Arc<dyn Backend> = from_config(&network, false)?.into();
+        backend.check(&self.host)?;
+        Ok((network, backend))
     }
 
     fn host_links(&self) -> Host {
@@ -242,5 +281,33 @@ impl Daemon {
             own.networks.push("0.0.0.0/0".parse().unwrap());
         }
         own
+    }
+}
+
+/// Whether it tells what a node that comes asks for.
+async fn answers(store: &dyn Store) -> bool {
+    let config = timeout(PATIENCE, store.network_config()).await;
+    matches!(config, Ok(Ok(Some(_)))) && store.snapshot().await.is_ok()
+}
+
+impl Disk {
+    /// As `daemon::checkpoint::keep`, but into memory.
+    async fn keep(self, config: Box<str>, leases: Arc<Leases>) {
+        loop {
+            leases.changed().await;
+            match Known::of(&leases, &config) {
+                Known::NotYet => {}
+                Known::NoMore => *self.checkpoint.lock().unwrap() = None,
+                Known::Now(known) => *self.checkpoint.lock().unwrap() = Some((*known, Instant::now())),
+            }
+            sleep(REST).await;
+        }
+    }
+
+    /// As it reads now: time has gone by.
+    fn known(&self) -> Option<Checkpoint> {
+        let (mut known, written) = self.checkpoint.lock().unwrap().clone()?;
+        known.own.ttl = known.own.ttl.map(|ttl| ttl.saturating_sub(written.elapsed()));
+        Some(known)
     }
 }

@@ -16,11 +16,12 @@ use crate::backends::{Backend, Identity, Node, Peers};
 use crate::kernel::host::{self, Host};
 use crate::model::{Family, IfName, Mac, NetworkConfig, PerFamily, SubnetKey};
 use crate::reconciler::{Inputs, Target};
+use crate::subnet::checkpoint::Checkpoint;
 use crate::subnet::store::Store;
 use crate::subnet::table::LeaseTable;
 use crate::subnet::{BadRecord, Held, Position, Snapshot, StoredLease, Want, alloc, env_file};
 
-use told::{Told, Wanting, known, told, told_at_last};
+use told::{Told, Wanting, known, recalled, told, told_at_last};
 pub use told::{network_config, parse, patiently};
 
 /// A node that is part of the fabric.
@@ -104,6 +105,20 @@ pub async fn lease(
     health::waiting_for("a lease");
     let listing = patiently("leases", || store.snapshot()).await;
     Newcomer { network, backend, host, node, previous }.lease(store, listing).await
+}
+
+/// The same while the store is away: what `checkpoint` says of the subnet in
+/// `previous`, if it does.
+pub fn resume(
+    checkpoint: Checkpoint,
+    network: NetworkConfig,
+    backend: Arc<dyn Backend>,
+    host: &Host,
+    node: Node,
+    previous: Option<SubnetKey>,
+) -> Option<Joined> {
+    let (listing, held) = recalled(checkpoint, previous)?;
+    Some(Newcomer { network, backend, host, node, previous }.resume(held, listing))
 }
 
 /// A node on its way in.

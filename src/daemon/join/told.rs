@@ -84,17 +84,21 @@ pub(super) fn known(args: &DaemonArgs, previous: Option<SubnetKey>) -> Option<(T
     let path = checkpoint::path(&args.subnet_file);
     let read = Boot::now().map_err(|error| error.to_string());
     let read = read.and_then(|boot| checkpoint::read(&path, &boot).map_err(|error| error.to_string()));
-    let Checkpoint { config, own, peers } =
-        read.inspect_err(|error| warn!("{error}: starting without it")).ok()??;
+    let checkpoint = read.inspect_err(|error| warn!("{error}: starting without it")).ok()??;
+    let (network, backend) = parse(args, &checkpoint.config).ok()?;
+    let (listing, own) = recalled(checkpoint, previous)?;
+    Some((Told { network, backend: backend.into(), listing }, own))
+}
+
+pub(super) fn recalled(checkpoint: Checkpoint, previous: Option<SubnetKey>) -> Option<(Snapshot, Held)> {
+    let Checkpoint { own, peers, .. } = checkpoint;
     if Some(own.stored.lease.key) != previous {
         return None;
     }
-    let (network, backend) = parse(args, &config).ok()?;
     let peers = peers.iter().map(|(key, attrs)| Lease { key: *key, attrs: attrs.clone() });
     let peers = peers.map(|lease| StoredLease { lease, lease_id: None, mod_revision: 0 });
     let leases = std::iter::once(own.stored.clone()).chain(peers).collect();
-    let listing = Snapshot { leases, ..Snapshot::default() };
-    Some((Told { network, backend: backend.into(), listing }, own))
+    Some((Snapshot { leases, ..Snapshot::default() }, own))
 }
 
 /// With the backend it names: a config that asks for what we have not is as
