@@ -172,7 +172,10 @@ impl World {
     pub fn mend(&mut self) {
         self.weather(CALM);
         self.machines_back();
-        self.setting.model.lock().snatch = None;
+        {
+            let mut state = self.setting.model.lock();
+            (state.snatch, state.overtake) = (None, None);
+        }
         for index in 0..self.nodes.len() {
             self.nodes[index].fake.fail(|_| None);
             self.nodes[index].fake.set_up(uplink(), true);

@@ -109,6 +109,8 @@ pub struct State {
     pub spoils: BTreeMap<Vec<u8>, (Record, Instant)>,
     /// With the next sign of life of this lease another program writes this.
     pub snatch: Option<(i64, Vec<u8>, Vec<u8>)>,
+    /// The next record that a node deletes, another program writes just before.
+    pub overtake: Option<Vec<u8>>,
     pub ignore_compare: bool,
     pub ignore_history: bool,
     pub load: Load,
@@ -139,6 +141,7 @@ impl Model {
             disturbed_all: false,
             spoils: BTreeMap::new(),
             snatch: None,
+            overtake: None,
             ignore_compare: false,
             ignore_history: false,
             load: Load::default(),

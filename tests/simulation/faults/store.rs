@@ -95,6 +95,7 @@ impl World {
                     if let Some(record) = ours(state) {
                         state.put_by(Writer::Other, &record.kv.key, &value, 0);
                     }
+                    state.overtake = Some(value);
                 });
             }
             _ => model.update(|state| {

@@ -76,6 +76,15 @@ impl State {
     pub fn txn(&mut self, writer: Writer, request: &PbTxnRequest) -> Result<PbTxnResponse, Status> {
         self.load.txns += 1;
         self.expire();
+        let deletes = |op: &PbTxnRequestOp| match &op.request {
+            Some(PbTxnOpRequest::RequestDeleteRange(delete)) => Some(delete.key.clone()),
+            _ => None,
+        };
+        if let Some(key) = request.success.iter().find_map(deletes)
+            && let Some(value) = self.overtake.take()
+        {
+            self.put_by(Writer::Other, &key, &value, 0);
+        }
         let succeeded = self.ignore_compare || request.compare.iter().all(|compare| self.holds(compare));
         self.load.lost_txns += u64::from(!succeeded);
         let ops = if succeeded { &request.success } else { &request.failure };

@@ -60,7 +60,8 @@ impl Claim<'_> {
                 None => alloc::choose(config, &listing, &attrs.public_ip, previous, random),
             };
             for stale in decision.stale {
-                self.delete(stale).await.map_err(|failure| self.store.error(&failure))?;
+                let deleted = self.delete(&stale.lease.key, stale.mod_revision).await;
+                deleted.map_err(|failure| self.store.error(&failure))?;
             }
             let held = match decision.choice {
                 Choice::Keep(own) => {
@@ -91,7 +92,7 @@ impl Claim<'_> {
         if self.grant.is_some_and(|grant| own.lease_id == Some(grant.id)) {
             // Our own write of a moment ago, whose answer was lost and with it
             // the word on newcomers.
-            self.delete(own).await?;
+            self.delete(&own.lease.key, own.mod_revision).await?;
             return Ok(None);
         }
         let alive = match own.lease_id {
@@ -138,8 +139,7 @@ impl Claim<'_> {
         }
         let revision = response.header().map_or(0, |header| header.revision());
         if self.overlaps_newcomer(&key, &response, revision) {
-            let ours = Compare::create_revision(name.as_str(), CompareOp::Equal, revision);
-            self.store.txn(Txn::new().when([ours]).and_then([TxnOp::delete(name, None)])).await?;
+            self.delete(&key, revision).await?;
             return Ok(None);
         }
         Ok(Some(self.held(key, Some(grant), revision)))
@@ -166,10 +166,10 @@ impl Claim<'_> {
         })
     }
 
-    /// Remove a record of ours, unless it changed since.
-    async fn delete(&self, stale: &StoredLease) -> Result<(), Failure> {
-        let name = self.store.keys.subnet(&stale.lease.key);
-        let unchanged = Compare::mod_revision(name.as_str(), CompareOp::Equal, stale.mod_revision);
+    /// Remove a record of ours, unless it changed since `seen`.
+    async fn delete(&self, key: &SubnetKey, seen: i64) -> Result<(), Failure> {
+        let name = self.store.keys.subnet(key);
+        let unchanged = Compare::mod_revision(name.as_str(), CompareOp::Equal, seen);
         self.store.txn(Txn::new().when([unchanged]).and_then([TxnOp::delete(name, None)])).await?;
         Ok(())
     }
