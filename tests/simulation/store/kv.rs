@@ -134,14 +134,16 @@ impl State {
 
     fn holds(&self, compare: &PbCompare) -> bool {
         assert!(compare.range_end.is_empty(), "the daemon compares single keys");
+        assert_eq!(compare.result, 0, "the daemon compares for equality");
         let kv = self.now.records.get(&compare.key).map(|record| &record.kv);
         let (found, wanted) = match compare.target_union.as_ref().unwrap() {
             PbTargetUnion::Version(wanted) => (kv.map_or(0, |kv| kv.version), *wanted),
             PbTargetUnion::CreateRevision(wanted) => (kv.map_or(0, |kv| kv.create_revision), *wanted),
             PbTargetUnion::ModRevision(wanted) => (kv.map_or(0, |kv| kv.mod_revision), *wanted),
-            other => panic!("not in this model: {other:?}"),
+            PbTargetUnion::Lease(wanted) => (kv.map_or(0, |kv| kv.lease), *wanted),
+            // Of a key that is not there it never holds (etcd's applyCompare).
+            PbTargetUnion::Value(wanted) => return kv.is_some_and(|kv| kv.value == *wanted),
         };
-        assert_eq!(compare.result, 0, "the daemon compares for equality");
         found == wanted
     }
 

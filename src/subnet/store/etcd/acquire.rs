@@ -60,7 +60,7 @@ impl Claim<'_> {
                 None => alloc::choose(config, &listing, &attrs.public_ip, previous, random),
             };
             for stale in decision.stale {
-                let deleted = self.delete(&stale.lease.key, stale.mod_revision).await;
+                let deleted = self.delete(stale).await;
                 deleted.map_err(|failure| self.store.error(&failure))?;
             }
             let held = match decision.choice {
@@ -92,7 +92,7 @@ impl Claim<'_> {
         if self.grant.is_some_and(|grant| own.lease_id == Some(grant.id)) {
             // Our own write of a moment ago, whose answer was lost and with it
             // the word on newcomers.
-            self.delete(&own.lease.key, own.mod_revision).await?;
+            self.delete(own).await?;
             return Ok(None);
         }
         let alive = match own.lease_id {
@@ -108,7 +108,8 @@ impl Claim<'_> {
             (Some(_), Some(alive)) => Some(alive),
             (Some(_), None) => Some(self.grant().await?),
         };
-        let txn = self.store.put_if_unchanged(own, &self.value, grant.map(|grant| grant.id)).await?;
+        let when = self.store.stands(own);
+        let txn = self.store.put_if(&own.lease.key, when, &self.value, grant.map(|grant| grant.id)).await?;
         Ok(txn.map(|revision| self.held(own.lease.key, grant, revision)))
     }
 
@@ -139,7 +140,7 @@ impl Claim<'_> {
         }
         let revision = response.header().map_or(0, |header| header.revision());
         if self.overlaps_newcomer(&key, &response, revision) {
-            self.delete(&key, revision).await?;
+            self.delete(&self.held(key, Some(grant), revision).stored).await?;
             return Ok(None);
         }
         Ok(Some(self.held(key, Some(grant), revision)))
@@ -166,11 +167,10 @@ impl Claim<'_> {
         })
     }
 
-    /// Remove a record of ours, unless it changed since `seen`.
-    async fn delete(&self, key: &SubnetKey, seen: i64) -> Result<(), Failure> {
-        let name = self.store.keys.subnet(key);
-        let unchanged = Compare::mod_revision(name.as_str(), CompareOp::Equal, seen);
-        self.store.txn(Txn::new().when([unchanged]).and_then([TxnOp::delete(name, None)])).await?;
+    /// Remove a record of ours, unless it changed since.
+    async fn delete(&self, own: &StoredLease) -> Result<(), Failure> {
+        let delete = TxnOp::delete(self.store.keys.subnet(&own.lease.key), None);
+        self.store.txn(Txn::new().when(self.store.stands(own)).and_then([delete])).await?;
         Ok(())
     }
 
@@ -195,18 +195,29 @@ impl Claim<'_> {
 }
 
 impl EtcdStore {
-    /// Write `value` over a record unless it changed since; on `lease`, or on
-    /// none. Gives the revision written.
-    pub(super) async fn put_if_unchanged(
+    /// That our record is the one that was seen. Its revision alone does not say so: in
+    /// a store that was restored since they count anew.
+    fn stands(&self, own: &StoredLease) -> [Compare; 2] {
+        let name = self.keys.subnet(&own.lease.key);
+        let lease = own.lease_id.unwrap_or_default();
+        [
+            Compare::mod_revision(name.as_str(), CompareOp::Equal, own.mod_revision),
+            Compare::lease(name, CompareOp::Equal, lease),
+        ]
+    }
+
+    /// Write `value` for `key` where all of `when` holds; on `lease`, or on none. Gives
+    /// the revision written.
+    pub(super) async fn put_if(
         &self,
-        seen: &StoredLease,
+        key: &SubnetKey,
+        when: [Compare; 2],
         value: &str,
         lease: Option<i64>,
     ) -> Result<Option<i64>, Failure> {
-        let name = self.keys.subnet(&seen.lease.key);
-        let unchanged = Compare::mod_revision(name.as_str(), CompareOp::Equal, seen.mod_revision);
         let options = lease.map(|id| PutOptions::new().with_lease(id));
-        let txn = Txn::new().when([unchanged]).and_then([TxnOp::put(name, value, options)]);
+        let put = TxnOp::put(self.keys.subnet(key), value, options);
+        let txn = Txn::new().when(when).and_then([put]);
         let response = self.txn(txn).await?;
         let revision = response.header().map_or(0, |header| header.revision());
         Ok(response.succeeded().then_some(revision))

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, KeyValue};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue};
 
 use super::EtcdStore;
 use super::connection::{Failure, kv};
@@ -53,7 +53,13 @@ async fn write(store: &EtcdStore, own: &StoredLease, attrs: &LeaseAttrs) -> Resu
     if parsed.is_ok_and(|found| found.lease.attrs == *attrs) {
         return Ok(Some(Held { stored: seen, ttl }));
     }
-    let written = store.put_if_unchanged(&seen, &attrs.to_json(), own.lease_id).await?;
+    // What is spoilt hangs on any lease or none: by its value it is told from another's.
+    let name = store.keys.subnet(&own.lease.key);
+    let when = [
+        Compare::mod_revision(name.as_str(), CompareOp::Equal, record.mod_revision()),
+        Compare::value(name, CompareOp::Equal, record.value()),
+    ];
+    let written = store.put_if(&own.lease.key, when, &attrs.to_json(), own.lease_id).await?;
     Ok(written.map(|mod_revision| Held { stored: StoredLease { mod_revision, ..seen }, ttl }))
 }
 
