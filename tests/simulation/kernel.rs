@@ -13,7 +13,7 @@ use weft::desired::{NEXTHOP_IDS, Nexthop, Observed, ObservedLink, ObservedNextho
 use weft::kernel::fake::Fake;
 use weft::kernel::netlink::{Cause, NetlinkError};
 use weft::kernel::{Events, Glance, Kernel, KernelEvent, News, Scope};
-use weft::model::{IfName, Mac};
+use weft::model::{IfName, LeaseAttrs, Mac, SubnetKey};
 
 use super::life::Life;
 use super::mutants::Mutant;
@@ -109,12 +109,20 @@ impl Way {
     }
 }
 
-/// Ops on links take along what stands on them; their repair needs that.
-fn may_sever(op: &Op) -> bool {
+/// Whether `op` may take a part of the way to a lease. Ops on links take along what
+/// stands on them; their repair needs that.
+fn may_sever(op: &Op, have: &Observed, key: &SubnetKey, attrs: &LeaseAttrs) -> bool {
     use Op::*;
-    match op {
-        DelRoute { .. } | SetRoute { .. } | DelNexthop { .. } | SetNexthop { .. } => true,
-        DelNeighbour { .. } | SetNeighbour { .. } | DelFdb { .. } | SetFdb { .. } => true,
+    let leads_through = |net, id| have.routes.get(&net).is_some_and(|route| route.nexthop_id == id);
+    let any = |is_it: &dyn Fn(IpNetwork) -> bool| key.nets().any(|(_, net)| is_it(net));
+    match *op {
+        DelRoute { dst, .. } | SetRoute { dst, .. } => any(&|net| net == dst),
+        DelNexthop { id } | SetNexthop { id, .. } => any(&|net| leads_through(net, id)),
+        DelNeighbour { ip, .. } | SetNeighbour { ip, .. } => any(&|net| net.ip() == ip),
+        DelFdb { dev, mac, .. } | SetFdb { dev, mac, .. } => {
+            let leads_to = |ip| have.fdb.get(&(dev, mac)).is_some_and(|dsts| dsts.contains(ip));
+            attrs.public_ip.iter().any(|(_, ip)| leads_to(ip))
+        }
         AddLink { .. } | SetLink { .. } | DelLink { .. } => false,
         AddAddress { .. } | DelAddress { .. } | SetSysctl { .. } => false,
     }
@@ -172,7 +180,7 @@ impl SimKernel {
         if !self.life.spend() {
             return Err(self.dead());
         }
-        let ways = if may_sever(op) { self.ways() } else { Vec::new() };
+        let ways = self.ways(op);
         let before: Vec<_> = self.fake.with(|have| ways.iter().map(|way| way.parts(have)).collect());
         let stood = self.fake.with(|state| foreign_stands(&self.before, state));
         let result = self.fake.apply(std::slice::from_ref(op)).remove(0);
@@ -196,10 +204,10 @@ impl SimKernel {
         result
     }
 
-    /// The ways to the other nodes whose leases stand as they were taken, and to
-    /// those whose records were spoilt under the eyes of this daemon and whose
-    /// subnets nobody else claims or did.
-    fn ways(&self) -> Vec<Way> {
+    /// What `op` may take: of the ways to the other nodes whose leases stand as they
+    /// were taken, and to those whose records were spoilt under the eyes of this daemon
+    /// and whose subnets nobody else claims or did.
+    fn ways(&self, op: &Op) -> Vec<Way> {
         let state = self.model.lock();
         let standing = state.now.records.values().filter(|_| !state.disturbed_all);
         let standing = standing.filter(|record| !state.disturbed.contains(&record.kv.key));
@@ -210,7 +218,8 @@ impl SimKernel {
         let mut ways = Vec::new();
         for (record, spoilt) in standing.map(|record| (record, false)).chain(spoilt) {
             let Some((key, attrs)) = &record.lease else { continue };
-            if !matches!(record.writer, Writer::Node(other) if other != self.node) {
+            let is_anothers = matches!(record.writer, Writer::Node(other) if other != self.node);
+            if !is_anothers || !self.fake.with(|have| may_sever(op, have, key, attrs)) {
                 continue;
             }
             // Of two families one may have been part of another lease before, or be
