@@ -121,10 +121,9 @@ impl Claim<'_> {
         let mut conditions = vec![Compare::version(name.as_str(), CompareOp::Equal, 0)];
         // In a store that was wiped or restored since, revisions count anew, and a
         // newcomer may look old: what changed last must stand as it was listed.
-        let last = listing.leases.iter().max_by_key(|stored| stored.mod_revision);
-        conditions.extend(last.map(|last| {
-            let name = self.store.keys.subnet(&last.lease.key);
-            Compare::mod_revision(name, CompareOp::Equal, last.mod_revision)
+        let last = listing.position().last;
+        conditions.extend(last.map(|(key, revision)| {
+            Compare::mod_revision(self.store.keys.subnet(&key), CompareOp::Equal, revision)
         }));
         let listed = last.map_or(0, |_| listing.revision);
         let lease = PutOptions::new().with_lease(grant.id);
